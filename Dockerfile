@@ -1,0 +1,75 @@
+# Ouzel in a container: `docker build -t ouzel .` for CPU, `--target gpu` for NVIDIA GPUs.
+#
+# The base is given by tag, as its digest changes with every security update. To pin it (and you should, where images are
+# promoted from one environment to the next): --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
+# Python packages are pinned by hash in any case. The steps hold on any Debian with python3 and its venv module.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+FROM ${BASE_IMAGE} AS venv
+RUN python3 -m venv /opt/ouzel
+ENV PATH=/opt/ouzel/bin:$PATH
+WORKDIR /src
+
+# --- what is installed, for CPU -------------------------------------------------------------------------------------
+FROM venv AS install-cpu
+COPY requirements.lock ./
+# TensorFlow's C++ headers are a quarter of it and serve only those who compile against it.
+RUN python -m pip install --no-cache-dir --timeout 60 --require-hashes -r requirements.lock \
+    && rm -rf /opt/ouzel/lib/python3*/site-packages/tensorflow/include
+COPY pyproject.toml README.md LICENSE settings.toml ./
+COPY schemas schemas
+COPY consumer consumer
+RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && python -m pip uninstall --yes --quiet hatchling editables pip setuptools
+# The default model, built now so that a replica starts from a read-only file system without building it.
+RUN XDG_CACHE_HOME=/opt/ouzel/cache CUDA_VISIBLE_DEVICES= \
+    python -c "from consumer.bootstrap import load_model; from consumer.settings import Settings; load_model(Settings())"
+
+# --- what is installed, for NVIDIA GPUs -----------------------------------------------------------------------------
+# CUDA comes with the Python packages; the host needs its driver and the NVIDIA container toolkit.
+FROM venv AS install-gpu
+COPY requirements-gpu.lock ./
+RUN python -m pip install --no-cache-dir --timeout 60 --require-hashes -r requirements-gpu.lock \
+    && rm -rf /opt/ouzel/lib/python3*/site-packages/tensorflow/include
+COPY pyproject.toml README.md LICENSE settings.toml ./
+COPY schemas schemas
+COPY consumer consumer
+RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && python -m pip uninstall --yes --quiet hatchling editables pip setuptools
+RUN XDG_CACHE_HOME=/opt/ouzel/cache CUDA_VISIBLE_DEVICES= \
+    python -c "from consumer.bootstrap import load_model; from consumer.settings import Settings; load_model(Settings())"
+
+# --- what runs ------------------------------------------------------------------------------------------------------
+FROM ${BASE_IMAGE} AS runtime
+ARG VERSION=
+ARG REVISION=
+LABEL org.opencontainers.image.title="ouzel" \
+      org.opencontainers.image.description="A long-running Kafka consumer service that labels images and loses none." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# Nothing is written but to /tmp: give it as tmpfs under a read-only root. Probes and metrics answer on every address
+# of the container; nothing there changes state.
+ENV PATH=/opt/ouzel/bin:$PATH \
+    HOME=/tmp \
+    XDG_CACHE_HOME=/opt/ouzel/cache \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    OUZEL_HEALTH__HOST=0.0.0.0
+WORKDIR /app
+VOLUME /tmp
+# A number, so that Kubernetes can see that it is not root.
+USER 10001:10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('OUZEL_HEALTH__PORT', '8080') + '/livez', timeout=4)"]
+ENTRYPOINT ["ouzel"]
+CMD ["run"]
+
+# Cannot be tried without an NVIDIA GPU and its container toolkit: docker run --gpus all -e OUZEL_MODEL__DEVICE=gpu:0 ...
+FROM runtime AS gpu
+COPY --from=install-gpu /opt/ouzel /opt/ouzel
+
+FROM runtime AS cpu
+COPY --from=install-cpu /opt/ouzel /opt/ouzel

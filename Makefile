@@ -1,0 +1,75 @@
+# The two commands of the README: `make demo` and `make test`. Everything they need, they install.
+PYTHON ?= python3
+VENV   ?= .venv
+# Test processes side by side, each with a broker of its own. Most of a fault test is waiting: more than cores pays.
+WORKERS ?= 3
+BIN    := $(VENV)/bin
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+
+.PHONY: help demo run test check lint format types unit contract integration install install-dev lock image clean
+
+help:  ## What can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# pip is told each hash, so a changed file at the index is refused.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN_STAMP): requirements.lock pyproject.toml | $(BIN)/python
+	@echo "Installing Ouzel and TensorFlow into $(VENV) (about 300 MB, once)"
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV_STAMP): requirements-dev.lock $(RUN_STAMP)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+install: $(RUN_STAMP)  ## Ouzel, TensorFlow and the default model's weights in .venv
+install-dev: $(DEV_STAMP)  ## ... and what the tests need
+
+demo: $(RUN_STAMP)  ## Broker, model, photographs, labels, a page: everything at once
+	$(BIN)/ouzel demo
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV_STAMP)  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV_STAMP)
+	$(BIN)/mypy
+
+unit: $(DEV_STAMP)
+	$(BIN)/pytest -q tests/unit
+
+contract: $(DEV_STAMP)
+	$(BIN)/pytest -q tests/contract
+
+check: lint types  ## Lint, types, unit and contract tests, without a broker: a minute
+	$(BIN)/pytest -q -n $(WORKERS) -m "not kafka" tests/unit tests/contract
+
+integration: $(DEV_STAMP)
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests/integration tests/chaos
+
+test: lint types  ## Everything, on a real Apache Kafka fetched by Maven
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests
+
+lock:  ## Resolve the lock files anew (needs uv)
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
+	  pyproject.toml --extra tensorflow --extra demo --group build --output-file requirements.lock
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
+	  pyproject.toml --extra tensorflow --extra demo --group build --group dev \
+	  --constraints requirements.lock --output-file requirements-dev.lock
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
+	  pyproject.toml --extra gpu --extra demo --group build \
+	  --constraints requirements.lock --output-file requirements-gpu.lock
+
+image:  ## Build the container image and try it (docker, else buildah and debootstrap as root)
+	scripts/build_image.sh
+
+clean:  ## Remove what was built here
+	rm -rf $(VENV) .kafka .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,0 +1,269 @@
+"""The figures of the README: `python -m benchmarks.figures all` (or stream, photographs, memory).
+
+Every figure is a ratio taken side by side in one run, or a slope; it says the spread over its rounds and what machine
+it was measured on. A broker is started for the purpose; nothing else should run beside it.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Producer
+from PIL import Image
+
+from benchmarks.replicas import BirdModel, Follower, broker, fill, replica
+from consumer import bootstrap
+from consumer.cpu import quota_cores
+from consumer.settings import Settings
+from consumer.stages.batch import padded_sizes
+
+PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "consumer" / "data" / "photographs"
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+
+
+def main() -> None:
+    """Measure what is asked for; one JSON line for each figure on stdout, words on stderr."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    figures: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "stream": stream,
+        "photographs": five_photographs,
+        "memory": memory,
+    }
+    parser.add_argument("figure", choices=["all", *figures])
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements")
+    parser.add_argument("--images", type=int, default=0, help="images a round (stream) or in all (memory)")
+    arguments = parser.parse_args()
+    for name, measure in figures.items():
+        if arguments.figure in ("all", name):
+            found = {"figure": name, **measure(arguments), "machine": machine()}
+            sys.stdout.write(json.dumps(found) + "\n")
+            sys.stdout.flush()
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    info = Path("/proc/cpuinfo").read_text()
+    flags = set(next((line for line in info.splitlines() if line.startswith("flags")), "").split())
+    return {
+        "cores": quota_cores(),
+        "python": platform.python_version(),
+        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
+    }
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _settings() -> Settings:
+    """The bird model where it lies beside the project, else the default model."""
+    birds = BirdModel.find()
+    if birds is None:
+        return Settings()
+    model = Settings().model.model_copy(
+        update={"source": str(birds.folder / "model"), "labels": str(birds.folder / "labelmap.csv"), "name": "birds"}
+    )
+    return Settings().model_copy(update={"model": model})
+
+
+def _small_photographs() -> list[bytes]:
+    """Real photographs as JPEGs of 0.3 megapixels (640x480), the size that peers are measured with."""
+    from io import BytesIO
+
+    birds = BirdModel.find()
+    values = []
+    for path in birds.photographs if birds else sorted(PHOTOGRAPHS.glob("*.jpg")):
+        with Image.open(path) as image:
+            small = BytesIO()
+            image.convert("RGB").resize((640, 480), Image.Resampling.LANCZOS).save(small, "JPEG", quality=90)
+            values.append(small.getvalue())
+    return values
+
+
+# --- the stream against a loop --------------------------------------------------------------------------------------
+
+
+def stream(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Images/s through the real broker over an in-process loop on the same images, model and cores.
+
+    The loop decodes in as many threads and infers in batches as large as the service; the broker's and the follower's
+    CPU is taken off the service's cores, since the loop has neither.
+    """
+    count = arguments.images or 2_000
+    settings, values, cores = _settings(), _small_photographs(), quota_cores()
+    birds = BirdModel.find()
+    loop = _InProcess(settings)
+    rounds = []
+    topics = [{part: f"{part}-{n}" for part in ("input", "output", "letters")} for n in range(arguments.rounds)]
+    with broker([name for names in topics for name in names.values()]) as node:
+        for number, names in enumerate(topics):
+            looped_s = loop.run(values, count)
+            fill(node, names["input"], values, count + 200)
+            with replica(node, names, birds.environment if birds else {}) as running:
+                running.wait_ready()
+                follower = Follower(node, names["output"])
+                started_s = follower.until(200)
+                broker_cpu, service_cpu = node.cpu_seconds(), running.cpu_seconds()
+                own = time.process_time()
+                wall_s = follower.until(count + 200) - started_s
+                broker_cpu = node.cpu_seconds() - broker_cpu + time.process_time() - own
+                service_cpu = running.cpu_seconds() - service_cpu
+                follower.close()
+            share = 1 - broker_cpu / (cores * wall_s)
+            ratio = (count / wall_s) / share / (count / looped_s)
+            rounds.append(ratio)
+            _say(
+                f"round {number + 1}: loop {count / looped_s:.0f} images/s, service {count / wall_s:.0f} images/s, "
+                f"broker {broker_cpu:.1f} and service {service_cpu:.1f} CPU-s in {wall_s:.1f} s, ratio {ratio:.3f}"
+            )
+    return {"ratio": _spread(rounds), "images": count, "image_pixels": 640 * 480, "target": ">= 0.85"}
+
+
+class _InProcess:
+    """What one would write without Kafka: decode in threads, infer in batches, the next batch decoded meanwhile."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._model = bootstrap.load_model(settings)
+        self._size = settings.batch.max_size
+        self._model.runtime.warm_up(padded_sizes(self._size))
+
+    def run(self, values: Sequence[bytes], count: int) -> float:
+        """Seconds for `count` images."""
+        decode = self._model.decoder.decode
+        started_s = time.monotonic()
+        with ThreadPoolExecutor(quota_cores()) as pool:
+            ahead: list[Any] = []
+            submitted = done = 0
+            while done < count:
+                while submitted < count and len(ahead) < 4 * self._size:
+                    ahead.append(pool.submit(decode, values[submitted % len(values)]))
+                    submitted += 1
+                batch, ahead = ahead[: self._size], ahead[self._size :]
+                pixels = np.stack([each.result() for each in batch])
+                if len(pixels) < self._size:
+                    pixels = np.concatenate([pixels, np.zeros((self._size - len(pixels), *pixels.shape[1:]), np.uint8)])
+                self._model.runtime.infer(pixels)
+                done += len(batch)
+        return time.monotonic() - started_s
+
+
+# --- five photographs, one after the other or at once ---------------------------------------------------------------
+
+
+def five_photographs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """From the first produce to the last label event on a warm replica, over a plain script that loads each photograph
+    with Pillow and calls the model one by one (loading the model excluded)."""
+    birds = BirdModel.find()
+    paths = birds.photographs if birds else sorted(PHOTOGRAPHS.glob("*.jpg"))[:5]
+    values = [path.read_bytes() for path in paths]
+    script = _PlainScript(_settings())
+    script.run(paths)
+    names = {part: f"{part}-{uuid.uuid4().hex[:6]}" for part in ("input", "output", "letters")}
+    rounds = []
+    with broker(list(names.values())) as node, replica(node, names, birds.environment if birds else {}) as running:
+        running.wait_ready()
+        producer = Producer({"bootstrap.servers": node.bootstrap_servers, "linger.ms": 0, "message.max.bytes": 2**24})
+        follower = Follower(node, names["output"])
+        for number in range(max(arguments.rounds, 10) + 2):
+            script_s = script.run(paths)
+            started_s = time.monotonic()
+            for path, value in zip(paths, values, strict=True):
+                producer.produce(names["input"], value=value, key=path.stem.encode())
+            producer.poll(0)
+            service_s = follower.until(follower.seen + len(values)) - started_s
+            producer.flush(10)
+            if number >= 2:  # the first two warm connections and caches
+                rounds.append(service_s / script_s)
+                _say(f"round {number - 1}: script {script_s * 1000:.0f} ms, service {service_s * 1000:.0f} ms")
+        follower.close()
+    return {"ratio": _spread(rounds), "photographs": len(values), "target": "<= 0.8"}
+
+
+class _PlainScript:
+    """TensorFlow and Pillow as a first script has them: one image after the other."""
+
+    def __init__(self, settings: Settings) -> None:
+        import tensorflow as tf
+
+        if settings.model.source == "default":
+            from consumer.adapters.default_model import default_model
+
+            found = default_model(bootstrap.cache_folder(), threads=quota_cores())
+            self._folder, self._range = str(found.folder), (127.0, 128.0)
+        else:
+            self._folder, self._range = settings.model.source, (0.0, 255.0)
+        loaded = tf.saved_model.load(self._folder)
+        self._loaded = loaded
+        signatures = loaded.signatures
+        self._call = signatures[next(iter(signatures))]
+        self._input = next(iter(self._call.structured_input_signature[1]))
+        self._tf = tf
+
+    def run(self, paths: Sequence[Path]) -> float:
+        """Seconds for these photographs."""
+        mean, scale = self._range
+        started_s = time.monotonic()
+        for path in paths:
+            with Image.open(path) as image:
+                small = image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+            pixels = (np.asarray(small, np.float32)[None] - mean) / scale
+            scores = next(iter(self._call(**{self._input: self._tf.constant(pixels)}).values())).numpy()
+            scores[0].argsort()[-3:]
+        return time.monotonic() - started_s
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def memory(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Resident memory of a replica over many images: its slope after the first 2,000."""
+    count = arguments.images or 20_000
+    birds = BirdModel.find()
+    names = {part: f"{part}-memory" for part in ("input", "output", "letters")}
+    samples: list[tuple[int, int]] = []
+    with broker(list(names.values())) as node:
+        fill(node, names["input"], _small_photographs(), count)
+        with replica(node, names, birds.environment if birds else {}) as running:
+            running.wait_ready()
+            follower = Follower(node, names["output"])
+            for goal in range(500, count + 1, 500):
+                follower.until(goal)
+                samples.append((follower.seen, running.resident_bytes()))
+                if goal % 2_000 == 0:
+                    _say(f"{follower.seen} images: {samples[-1][1] / 2**20:.0f} MiB")
+            follower.close()
+    late = [(images, held) for images, held in samples if images > 2_000]
+    images, held = np.array(late, dtype=float).T
+    slope = float(np.polyfit(images, held, 1)[0])
+    grown = statistics.median(held[-4:]) - statistics.median(held[:4])
+    return {
+        "slope_bytes_an_image": round(slope, 1),
+        "grown_mib_after_2000": round(float(grown) / 2**20, 1),
+        "resident_mib": round(samples[-1][1] / 2**20),
+        "resident_mib_at": {str(n): round(h / 2**20) for (n, h), _ in pairwise(samples[::4] + samples[-1:])},
+        "images": count,
+        "target": "no slope after the first 2,000",
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 3),
+        "min": round(min(values), 3),
+        "max": round(max(values), 3),
+        "rounds": len(values),
+    }
+
+
+if __name__ == "__main__":
+    main()

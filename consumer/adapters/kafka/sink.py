@@ -1,0 +1,130 @@
+"""The idempotent producer, on librdkafka. Delivery reports have a thread of their own: the owner's may be inside a
+revoke callback that waits for them."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from loguru import logger
+
+from consumer.adapters.kafka.translate import delivery_error
+from consumer.errors import OutputRefused, OutputUnavailable
+from consumer.log import rate_limited
+from consumer.messages import OutputRecord
+from consumer.ports import Clock
+
+Done = Callable[[Exception | None], None]
+
+_MAX_NEW_PRODUCERS = 3
+_NEW_PRODUCERS_WINDOW_S = 600.0
+
+
+class KafkaSink:
+    """See `ports.ResultSink`. `properties` are librdkafka's, complete."""
+
+    def __init__(self, properties: Mapping[str, Any], *, clock: Clock) -> None:
+        self._properties = dict(properties)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._overflow: deque[tuple[OutputRecord, Done]] = deque()
+        self._fatal: KafkaError | None = None
+        self._renewals_s: deque[float] = deque()
+        self._refusal: OutputRefused | None = None
+        self._closing = threading.Event()
+        self._producer = self._new_producer()
+        self._reports = threading.Thread(target=self._serve_reports, name="delivery-reports", daemon=True)
+        self._reports.start()
+
+    def publish(self, record: OutputRecord, done: Done) -> None:
+        """See the port."""
+        if self._refusal is not None:
+            done(self._refusal)
+            return
+        with self._lock:
+            if self._overflow or not self._produce(record, done):
+                self._overflow.append((record, done))
+
+    def close(self, timeout_s: float) -> int:
+        """See the port."""
+        if not self._closing.is_set():
+            self._producer.flush(timeout_s)
+        self._closing.set()
+        self._reports.join(timeout=5)
+        return len(self._producer) + len(self._overflow)
+
+    def _produce(self, record: OutputRecord, done: Done) -> bool:
+        """False where librdkafka's queue is full: the record waits its turn."""
+        try:
+            self._producer.produce(
+                record.topic,
+                value=record.value,
+                key=record.key,
+                headers=list(record.headers),
+                on_delivery=self._reporter(record.topic, done),
+            )
+        except BufferError:
+            return False
+        except KafkaException as error:
+            done(delivery_error(error.args[0], record.topic))
+        return True
+
+    def _reporter(self, topic: str, done: Done) -> Callable[[KafkaError | None, Message], None]:
+        def report(error: KafkaError | None, _message: Message) -> None:
+            try:
+                done(None if error is None else self._translated(error, topic))
+            except Exception as failure:  # nothing may escape a callback
+                logger.opt(exception=failure).error("a delivery report could not be handled")
+
+        return report
+
+    def _translated(self, error: KafkaError, topic: str) -> Exception:
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            self._fatal = error
+            return OutputUnavailable(f"the producer failed and is replaced: {error.str()}")
+        return delivery_error(error, topic)
+
+    def _serve_reports(self) -> None:
+        while not self._closing.is_set():
+            self._producer.poll(0.1)
+            if self._fatal is not None:
+                self._renew()
+            if self._overflow:
+                self._drain_overflow()
+
+    def _drain_overflow(self) -> None:
+        with self._lock:
+            while self._overflow and self._produce(*self._overflow[0]):
+                self._overflow.popleft()
+
+    def _renew(self) -> None:
+        """A fatal error ends an idempotent producer: a new one takes over, and what was not acknowledged is reported
+        as unknown, so that it is produced again."""
+        with self._lock:
+            error, self._fatal = self._fatal, None
+            now_s = self._clock.monotonic_s()
+            self._renewals_s.append(now_s)
+            while self._renewals_s[0] < now_s - _NEW_PRODUCERS_WINDOW_S:
+                self._renewals_s.popleft()
+            logger.error("the producer failed, a new one takes over: {}", error)
+            old, self._producer = self._producer, self._new_producer()
+            old.purge()
+            old.flush(5)
+            if len(self._renewals_s) > _MAX_NEW_PRODUCERS:
+                self._refusal = OutputRefused(
+                    f"the producer failed {len(self._renewals_s)} times in ten minutes: {error}",
+                    remedy="look at the broker's log; start the replica again when the cause is gone",
+                )
+                while self._overflow:
+                    self._overflow.popleft()[1](self._refusal)
+
+    def _new_producer(self) -> Producer:
+        return Producer({**self._properties, "error_cb": self._on_client_error}, logger=logging.getLogger("kafka"))
+
+    def _on_client_error(self, error: KafkaError) -> None:
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            self._fatal = error
+        else:
+            rate_limited(f"producer {error.name()}").bind(code=error.name()).warning("kafka producer: {}", error.str())

@@ -1,0 +1,198 @@
+"""Questions about a cluster and its topics, for the commands. Errors are ours, each with what to do."""
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, NewTopic, ResourceType
+
+from consumer.adapters.librdkafka import CLIENT_LOG, COORDINATOR_AWAY, in_our_words
+from consumer.errors import SettingsError, TopicMissing
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """A cluster that answers."""
+
+    cluster_id: str
+    brokers: tuple[str, ...]
+    """`host:port` as they advertise themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """A topic as it is."""
+
+    name: str
+    topic_id: str
+    """Empty where the broker gives none."""
+    partitions: int
+    replication_factor: int
+    config: Mapping[str, str] = field(default_factory=dict)
+    """Its effective configuration; empty where we may not read it."""
+    allowed: frozenset[str] | None = None
+    """What we may do with it (`READ`, `WRITE`, ...); None where the broker does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """A topic as it should be."""
+
+    name: str
+    partitions: int
+    replication_factor: int
+    """Replicas of each partition; -1 for the broker's default."""
+    config: Mapping[str, str]
+
+
+class KafkaAdmin:
+    """One admin client. Every method blocks for at most about `timeout_s`, and raises a `Fatal` of ours."""
+
+    def __init__(self, properties: Mapping[str, Any], *, timeout_s: float) -> None:
+        """`properties` as `kafka_properties.client_properties(kafka, "admin")` gives them."""
+        self._servers = str(properties.get("bootstrap.servers", ""))
+        self._timeout_s = timeout_s
+        self._last_error: KafkaError | None = None
+        opened: dict[str, Any] = {**properties, "error_cb": self._on_error}
+        try:
+            self._client = AdminClient(opened, logger=CLIENT_LOG)
+        except (KafkaException, AttributeError, TypeError, ValueError) as error:
+            remedy = "mend it in [kafka.client] or [kafka.admin]; `ouzel doctor` says more"
+            carried = error.args[0] if error.args else error
+            said = carried.str() if isinstance(carried, KafkaError) else str(error)
+            raise SettingsError(f"librdkafka refuses a property: {said}", remedy=remedy) from error
+
+    def cluster(self) -> ClusterFacts:
+        """Who answers. Raises BrokerUnreachable or NotAuthorized."""
+        found = self._result(self._client.describe_cluster(request_timeout=self._timeout_s), "asking for the cluster")
+        return ClusterFacts(str(found.cluster_id), tuple(f"{node.host}:{node.port}" for node in found.nodes))
+
+    def topics(self, names: Sequence[str]) -> dict[str, TopicFacts | None]:
+        """Each topic as it is, None where it does not exist."""
+        futures = self._client.describe_topics(
+            TopicCollection(list(names)), include_authorized_operations=True, request_timeout=self._timeout_s
+        )
+        found: dict[str, TopicFacts | None] = {}
+        for name, future in futures.items():
+            try:
+                topic = self._result(future, f"describing topic {name!r}", topic=name)
+            except TopicMissing:
+                found[name] = None
+                continue
+            found[name] = TopicFacts(
+                name=name,
+                topic_id=str(topic.topic_id),
+                partitions=len(topic.partitions),
+                replication_factor=min((len(part.replicas) for part in topic.partitions), default=0),
+                config=self._config(name),
+                allowed=_operations(topic.authorized_operations),
+            )
+        return found
+
+    def group_allowed(self, group_id: str) -> frozenset[str] | None:
+        """What we may do with the group; None where the broker does not say. Raises NotAuthorized where nothing."""
+        deadline_s = time.monotonic() + self._timeout_s
+        while True:
+            future = self._client.describe_consumer_groups(
+                [group_id], include_authorized_operations=True, request_timeout=self._timeout_s
+            )[group_id]
+            try:
+                return _operations(self._result(future, f"describing group {group_id!r}").authorized_operations)
+            except GroupUnknown:
+                # Nobody has joined it yet, and only of groups that exist does the broker say what we may do.
+                return None
+            except CoordinatorAway:
+                if time.monotonic() > deadline_s:
+                    return None
+                time.sleep(0.2)
+
+    def default_replication_factor(self) -> int | None:
+        """What the brokers make of -1; None where we may not ask."""
+        brokers = self._result(
+            self._client.describe_cluster(request_timeout=self._timeout_s), "asking for the cluster"
+        ).nodes
+        if not brokers:
+            return None
+        resource = ConfigResource(ResourceType.BROKER, str(brokers[0].id))
+        value = self._read_config(resource).get("default.replication.factor")
+        return int(value) if value else None
+
+    def create(self, plans: Sequence[TopicPlan], *, dry_run: bool = False) -> dict[str, bool]:
+        """Make the topics. True: made (or could be, with `dry_run`); False: it was there already and is left alone."""
+        wanted = [
+            NewTopic(
+                plan.name,
+                num_partitions=plan.partitions,
+                replication_factor=plan.replication_factor,
+                config=dict(plan.config),
+            )
+            for plan in plans
+        ]
+        futures = self._client.create_topics(
+            wanted, operation_timeout=self._timeout_s, request_timeout=self._timeout_s, validate_only=dry_run
+        )
+        return {name: self._made(future, name) for name, future in futures.items()}
+
+    def _made(self, future: "Future[Any]", name: str) -> bool:
+        try:
+            self._result(future, f"creating topic {name!r}", topic=name)
+        except TopicThere:
+            return False
+        return True
+
+    def _config(self, topic: str) -> dict[str, str]:
+        return self._read_config(ConfigResource(ResourceType.TOPIC, topic))
+
+    def _read_config(self, resource: ConfigResource) -> dict[str, str]:
+        future = self._client.describe_configs([resource], request_timeout=self._timeout_s)[resource]
+        try:
+            entries = future.result(timeout=self._timeout_s + 5)
+        except (KafkaException, TimeoutError):
+            # Describing configurations is a right of its own, which the service does not need.
+            return {}
+        return {name: str(entry.value) for name, entry in entries.items() if entry.value is not None}
+
+    def _result(self, future: "Future[T]", doing: str, *, topic: str = "") -> T:
+        try:
+            return future.result(timeout=self._timeout_s + 5)
+        except KafkaException as error:
+            fault: KafkaError = error.args[0]
+            if fault.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                raise TopicThere from error
+            if fault.code() == KafkaError.GROUP_ID_NOT_FOUND:
+                raise GroupUnknown from error
+            # A refused log-in shows as a time-out; its cause came to the error call-back.
+            self._client.poll(0)
+            cause = self._last_error if fault.code() == KafkaError._TIMED_OUT and self._last_error else fault
+            if fault.code() in COORDINATOR_AWAY:
+                raise CoordinatorAway from error
+            raise in_our_words(cause, doing=doing, servers=self._servers, topic=topic) from error
+        except TimeoutError as error:
+            timed_out = self._last_error or KafkaError(KafkaError._TIMED_OUT)
+            raise in_our_words(timed_out, doing=doing, servers=self._servers, topic=topic) from error
+
+    def _on_error(self, error: KafkaError) -> None:
+        # "All brokers down" follows the error that says why.
+        if self._last_error is None or error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._last_error = error
+
+
+class TopicThere(Exception):
+    """The topic exists already."""
+
+
+class CoordinatorAway(Exception):
+    """The group's coordinator is being found or is loading."""
+
+
+class GroupUnknown(Exception):
+    """No such group."""
+
+
+def _operations(listed: Sequence[AclOperation] | None) -> frozenset[str] | None:
+    return None if listed is None else frozenset(operation.name for operation in listed)

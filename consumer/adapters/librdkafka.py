@@ -1,0 +1,128 @@
+"""What librdkafka says, in our words: unknown properties with the name that was meant, and errors with their remedy."""
+
+import difflib
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from consumer.errors import BrokerUnreachable, Fatal, NotAuthorized, SettingsError, TopicMissing
+
+# librdkafka's own log lines, which it would write to stderr by itself. A client hands them over in its poll().
+# Where nobody has configured logging they are dropped: our own errors say what matters.
+CLIENT_LOG = logging.getLogger("librdkafka")
+CLIENT_LOG.addHandler(logging.NullHandler())
+
+_UNREACHABLE = frozenset(
+    {
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TIMED_OUT,
+        KafkaError._TIMED_OUT_QUEUE,
+        KafkaError._RESOLVE,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.REQUEST_TIMED_OUT,
+    }
+)
+_UNAUTHENTICATED = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL})
+_FORBIDDEN = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    }
+)
+COORDINATOR_AWAY = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    }
+)
+"""Passes by itself: the first question about a group has the broker make its own topic, which takes a moment."""
+_NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
+
+
+def in_our_words(error: KafkaError | KafkaException, *, doing: str, servers: str, topic: str = "") -> Fatal:
+    """The error of ours that a person can act on. `doing` completes "while ...": `"describing topic 'images'"`."""
+    fault: Any = error.args[0] if isinstance(error, KafkaException) and error.args else error
+    if not isinstance(fault, KafkaError):
+        return Fatal(f"while {doing}: {fault}")
+    code, text = fault.code(), fault.str()
+    if code in _UNAUTHENTICATED:
+        remedy = "check security.protocol, sasl.* and ssl.* in [kafka.client] against the broker's listener"
+        return NotAuthorized(f"the broker at {servers} refuses who we are, while {doing}: {text}", remedy=remedy)
+    if code in _FORBIDDEN:
+        remedy = "have the cluster's owner allow it (kafka-acls), or put another user into [kafka.admin]"
+        return NotAuthorized(f"the broker does not allow us {doing}: {text}", remedy=remedy)
+    if code in _NO_TOPIC:
+        named = f"topic {topic!r} does not exist" if topic else text
+        return TopicMissing(f"{named} (while {doing})", remedy="create it: ouzel topics create")
+    if code in _UNREACHABLE:
+        remedy = "check kafka.bootstrap_servers, that the broker runs, and that its advertised listeners can be reached"
+        return BrokerUnreachable(f"no answer from the broker at {servers} while {doing}: {text}", remedy=remedy)
+    return Fatal(f"the broker at {servers} answered with {fault.name()} while {doing}: {text}")
+
+
+# --- properties -----------------------------------------------------------------------------------------------------
+
+_UNKNOWN = 'No such configuration property: "'
+# The same fault for every client is said once.
+_CREATING = re.compile(r"^Failed to create [a-z ]+: ")
+_ONE_PROPERTY = (_UNKNOWN, "Invalid value", "Expected bool")
+
+
+def check_properties(clients: Mapping[str, Mapping[str, Any]], places: Mapping[str, str]) -> None:
+    """Open each client on no network, and say every property that librdkafka does not take.
+
+    `clients`: role (`consumer`, `producer`, `admin`) -> the properties that it is opened with. `places`: property ->
+    the settings key that it came from (`kafka.client.sasl.password`).
+
+    Raises:
+        SettingsError: one or more properties are unknown or have a value that will not do.
+    """
+    problems: dict[str, None] = {}
+    for role, properties in clients.items():
+        problems |= dict.fromkeys(_problems(role, dict(properties), places))
+    if problems:
+        remedy = "https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md lists the properties"
+        raise SettingsError("librdkafka refuses properties:\n  " + "\n  ".join(problems), remedy=remedy)
+
+
+def _problems(role: str, properties: dict[str, Any], places: Mapping[str, str]) -> list[str]:
+    # Without brokers there is no network, and log_level 0 keeps librdkafka from remarking on that.
+    properties.pop("bootstrap.servers", None)
+    properties["log_level"] = 0
+    if role == "consumer":
+        properties.setdefault("group.id", "ouzel")
+    found: list[str] = []
+    while True:
+        try:
+            client = {"consumer": Consumer, "producer": Producer, "admin": AdminClient}[role](properties)
+        except KafkaException as error:
+            text = error.args[0].str()
+        except (AttributeError, TypeError, ValueError) as error:
+            text = str(error)
+        else:
+            if isinstance(client, Consumer):
+                client.close()
+            return found
+        named = next((name for name in properties if f'"{name}"' in text or f"`{name}`" in text), "")
+        found.append(_explained(text, named, places.get(named, named)))
+        if not named or not text.startswith(_ONE_PROPERTY):
+            return found
+        del properties[named]  # and see what else there is
+
+
+def _explained(text: str, name: str, place: str) -> str:
+    text = _CREATING.sub("", text)
+    if not text.startswith(_UNKNOWN):
+        return f"{place}: {text}" if place else text
+    from consumer.adapters.librdkafka_names import NAMES
+
+    meant = difflib.get_close_matches(name, NAMES, n=1)
+    return f"{place}: there is no such property" + (f"; did you mean {meant[0]}?" if meant else "")

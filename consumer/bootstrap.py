@@ -1,0 +1,380 @@
+"""Wires ports to adapters: the only module that imports them. Reads like the list of what the service is made of."""
+
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loguru import logger
+
+from consumer.clock import SystemClock
+from consumer.cpu import quota_cores
+from consumer.errors import ModelError, TopicMissing
+from consumer.flow import Flow
+from consumer.health import Health
+from consumer.kafka_properties import consumer_properties, producer_properties, service_properties
+from consumer.messages import Outcome
+from consumer.metrics import Metrics
+from consumer.observer import Observer
+from consumer.pipeline import Pipeline, Rules
+from consumer.ports import GroupView, ImageDecoder, ImageStore, Labels, MessageSource, ModelRuntime, ResultSink
+from consumer.settings import Settings
+from consumer.stages.batch import Batcher, padded_sizes
+from consumer.stages.dead_letter_limit import DeadLetterLimit
+from consumer.stages.events import EventContext
+from consumer.stages.infer import Inference
+from consumer.stages.intake import ByteBudget, Intake
+from consumer.stages.parse import Parser
+from consumer.stages.publish import Publisher
+from consumer.stages.retry import Retries
+from consumer.times import rfc3339_ms
+
+_FLUSH_S = 2.0  # after a drain nothing is under way, or its deadline has passed
+DEFAULT_MAX_POLL_INTERVAL_MS = 300_000  # librdkafka's own
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is loaded, and what goes with it."""
+
+    runtime: ModelRuntime
+    labels: Labels
+    decoder: ImageDecoder
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything that the service reaches the world by."""
+
+    source: MessageSource
+    sink: ResultSink
+    view: GroupView
+    stores: Sequence[ImageStore]
+    model: Model
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where models are kept: the user's cache (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ouzel"
+
+
+def load_model(settings: Settings, *, progress: Callable[[float, str], None] | None = None) -> Model:
+    """Load the model that the settings name; not warm yet.
+
+    Raises:
+        ModelError: absent, unreadable, or its runtime is not installed.
+        DeviceMissing: a GPU was asked for and is not there.
+    """
+    from consumer.adapters.image import PillowDecoder
+    from consumer.adapters.labels import load_labels, no_labels
+    from consumer.adapters.model_digest import file_sha256
+
+    model = settings.model
+    weights: Mapping[str, str] | None = None
+    if model.runtime == "tensorflow" and model.source == "default":
+        settings, weights = _with_default_model(settings, progress)
+        model = settings.model
+    labels_file = Path(model.labels) if model.labels else None
+    preprocessing: dict[str, object] = {"resize": model.resize, "crop": model.crop}
+    if labels_file is not None and not labels_file.is_file():
+        raise ModelError(f"{labels_file}: no such label file", remedy="set model.labels to a label file")
+    labels_digest = file_sha256(labels_file) if labels_file is not None else ""
+    runtime = _runtime(settings, labels_digest, preprocessing, weights)
+    labels = load_labels(labels_file, runtime.class_count) if labels_file is not None else no_labels()
+    decoder = PillowDecoder(
+        runtime.input_size,
+        resize=model.resize,
+        crop=model.crop,
+        max_pixels=settings.input.max_pixels,
+        formats=settings.input.formats,
+    )
+    return Model(runtime, labels, decoder)
+
+
+def _with_default_model(
+    settings: Settings, progress: Callable[[float, str], None] | None
+) -> tuple[Settings, Mapping[str, str]]:
+    """The settings that the default model needs, and what its digest covers: TensorFlow numbers what it saves by what
+    the process did before, so the files differ from build to build while the model is the same."""
+    from consumer.adapters.default_model import default_model
+
+    found = default_model(
+        cache_folder(),
+        threads=settings.model.threads or quota_cores(),
+        device=settings.model.device,
+        progress=progress or (lambda _share, _what: None),
+    )
+    model = settings.model.model_copy(
+        update={
+            "source": str(found.folder),
+            "labels": str(found.labels),
+            "name": settings.model.name or found.name,
+            "version": settings.model.version or found.version,
+            "input_range": list(found.input_range),
+            "mean": list(found.mean),
+            "std": list(found.std),
+            "resize": found.resize,
+            "crop": found.crop,
+        }
+    )
+    return settings.model_copy(update={"model": model}), found.weights
+
+
+def _runtime(
+    settings: Settings, labels_digest: str, preprocessing: dict[str, object], weights: Mapping[str, str] | None
+) -> ModelRuntime:
+    model = settings.model
+    if model.runtime == "null":
+        from consumer.adapters.runtimes.null_runtime import NullRuntime
+
+        return NullRuntime(
+            name=model.name, version=model.version, labels_digest=labels_digest, preprocessing=preprocessing
+        )
+    from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
+
+    return TensorFlowRuntime(
+        Path(model.source),
+        threads=model.threads or quota_cores(),
+        signature=model.signature,
+        device=model.device,
+        input_range=model.input_range,
+        mean=model.mean,
+        std=model.std,
+        output=model.output,
+        name=model.name,
+        version=model.version,
+        labels_digest=labels_digest,
+        weights=weights,
+        preprocessing=preprocessing,
+    )
+
+
+# --- the flow -------------------------------------------------------------------------------------------------------
+
+
+def build_stores(settings: Settings) -> list[ImageStore]:
+    """The stores that the settings allow."""
+    from consumer.adapters.stores.file_store import FileStore
+
+    return [FileStore(settings.stores.file.roots)] if settings.stores.file.roots else []
+
+
+def build_flow(
+    settings: Settings,
+    model: Model,
+    *,
+    stores: Sequence[ImageStore],
+    budget: ByteBudget,
+    observer: Observer,
+    on_outcome: Callable[[Outcome], None],
+    on_crash: Callable[[BaseException], None],
+) -> Flow:
+    """The stages from parse to infer."""
+    clock = SystemClock()
+    batch, pipeline, retry = settings.batch, settings.pipeline, settings.retry
+    return Flow(
+        parser=Parser(
+            max_metadata_bytes=settings.input.max_metadata_bytes, max_image_bytes=settings.stores.max_image_bytes
+        ),
+        stores=stores,
+        decoder=model.decoder,
+        inference=Inference(
+            model.runtime,
+            model.labels,
+            sizes=padded_sizes(batch.max_size),
+            top_k=settings.model.top_k,
+            min_score=settings.model.min_score,
+            clock=clock,
+        ),
+        batcher=Batcher(max_size=batch.max_size, max_bytes=batch.max_bytes, max_wait_ms=batch.max_wait_ms),
+        retries=Retries(
+            max_attempts=retry.max_attempts,
+            initial_backoff_ms=retry.initial_backoff_ms,
+            max_backoff_ms=retry.max_backoff_ms,
+            dice=random.random,
+        ),
+        budget=budget,
+        clock=clock,
+        observer=observer,
+        tombstones=settings.input.tombstones,
+        max_image_bytes=settings.stores.max_image_bytes,
+        fetch_deadline_s=settings.stores.fetch_deadline_ms / 1000,
+        infer_deadline_s=settings.model.infer_deadline_ms / 1000,
+        decode_threads=pipeline.decode_threads or quota_cores(),
+        fetch_concurrency=pipeline.fetch_concurrency,
+        on_outcome=on_outcome,
+        on_crash=on_crash,
+    )
+
+
+# --- the service ----------------------------------------------------------------------------------------------------
+
+
+def open_view(settings: Settings) -> GroupView:
+    """Questions about the cluster and the group."""
+    from consumer.adapters.kafka.group_view import KafkaGroupView
+
+    kafka = settings.kafka
+    return KafkaGroupView(service_properties(kafka), group_id=kafka.group_id, timeout_ms=kafka.request_timeout_ms)
+
+
+def open_ports(settings: Settings, model: Model, view: GroupView) -> Ports:
+    """The real adapters. Connects to nothing yet."""
+    from consumer.adapters.kafka.sink import KafkaSink
+    from consumer.adapters.kafka.source import KafkaSource
+
+    kafka, clock = settings.kafka, SystemClock()
+    hostname = socket.gethostname()
+    return Ports(
+        source=KafkaSource(consumer_properties(kafka, hostname), kafka.input_topics, clock=clock),
+        sink=KafkaSink(producer_properties(kafka, hostname), clock=clock),
+        view=view,
+        stores=build_stores(settings),
+        model=model,
+    )
+
+
+def check_topics(settings: Settings, view: GroupView) -> None:
+    """All topics that the service needs exist.
+
+    Raises:
+        TopicMissing: names every one that does not.
+        BrokerUnreachable, NotAuthorized: nobody answers, or not to us.
+    """
+    kafka = settings.kafka
+    names = [*kafka.input_topics, kafka.output_topic, kafka.dead_letter_topic]
+    found = view.topics(names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        what = f"topic {missing[0]} does not" if len(missing) == 1 else f"topics {', '.join(missing)} do not"
+        raise TopicMissing(f"{what} exist at {kafka.bootstrap_servers}", remedy="ouzel topics create")
+
+
+class Service:
+    """A replica: everything wired, ready to run once."""
+
+    def __init__(self, settings: Settings, ports: Ports, *, metrics: Metrics, health: Health, resume: bool) -> None:
+        clock = SystemClock()
+        observer = Observer(metrics, clock)
+        metrics.model(ports.model.runtime.info)
+        self._ports = ports
+        self._health = health
+        budget = ByteBudget(settings.pipeline.max_in_flight_bytes)
+        limit = _limit(settings)
+        self.pipeline = Pipeline(
+            source=ports.source,
+            view=ports.view,
+            intake=Intake(
+                max_messages=settings.pipeline.max_in_flight_messages,
+                max_bytes=settings.pipeline.max_in_flight_bytes,
+                max_uncommitted=settings.pipeline.max_uncommitted_messages,
+            ),
+            budget=budget,
+            limit=limit,
+            clock=clock,
+            observer=observer,
+            rules=_rules(settings, ignore_earlier_trips=resume),
+        )
+        self.publisher = Publisher(
+            ports.sink,
+            context=_context(settings, ports.view),
+            limit=limit,
+            clock=clock,
+            observer=observer,
+            forward_tombstones=settings.input.tombstones == "forward",
+            redo_backoff_s=settings.retry.initial_backoff_ms / 1000,
+            on_settled=self.pipeline.settled,
+            on_crash=self.pipeline.crashed,
+        )
+        self.flow = build_flow(
+            settings,
+            ports.model,
+            stores=ports.stores,
+            budget=budget,
+            observer=observer,
+            on_outcome=self.publisher.submit,
+            on_crash=self.pipeline.crashed,
+        )
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT. A second one ends the process at once. SIGUSR1 goes on after the dead-letter limit.
+
+        Raises:
+            Fatal: see `errors`.
+        """
+        self.flow.start()
+        self._listen_to_signals()
+        self._health.attach(self.pipeline, self.flow, self.publisher, self._ports.source)
+        try:
+            self.pipeline.run(self.flow, self.publisher)
+        finally:
+            self.flow.close()
+            self.publisher.close()
+            unconfirmed = self._ports.sink.close(_FLUSH_S)
+            if unconfirmed:
+                logger.warning("{} records are not confirmed: their messages will be delivered again", unconfirmed)
+            self._ports.view.close()
+            self._ports.model.runtime.close()
+
+    def _listen_to_signals(self) -> None:
+        """A handler only sets a flag: one that raised would lose the messages that poll has in hand."""
+
+        def stop(number: int, _frame: object) -> None:
+            if self.pipeline.stopping:
+                os._exit(128 + number)
+            self.pipeline.stop()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGUSR1, lambda _number, _frame: self.pipeline.resume())
+
+
+def _limit(settings: Settings) -> DeadLetterLimit:
+    rules = settings.dead_letters
+    return DeadLetterLimit(
+        window_s=rules.window_s,
+        min_sample=rules.min_sample,
+        content_ratio=rules.content_ratio,
+        system_ratio=rules.system_ratio,
+        system_consecutive=rules.system_consecutive,
+    )
+
+
+def _context(settings: Settings, view: GroupView) -> EventContext:
+    kafka = settings.kafka
+    return EventContext(
+        cluster_id=view.cluster_id(),
+        group_id=kafka.group_id,
+        replica=socket.gethostname(),
+        output_topic=kafka.output_topic,
+        dead_letter_topic=kafka.dead_letter_topic,
+        max_message_bytes=kafka.max_message_bytes,
+        spring_headers=settings.dead_letters.spring_headers,
+    )
+
+
+def _rules(settings: Settings, *, ignore_earlier_trips: bool) -> Rules:
+    kafka = settings.kafka
+    properties = consumer_properties(kafka, "")
+    max_poll_interval_ms = int(properties.get("max.poll.interval.ms", DEFAULT_MAX_POLL_INTERVAL_MS))
+    start: str | int = kafka.start
+    if kafka.start not in ("earliest", "latest"):
+        start = rfc3339_ms(kafka.start)
+    return Rules(
+        commit_interval_s=settings.commit.interval_ms / 1000,
+        drain_timeout_s=min(settings.drain.timeout_ms, max_poll_interval_ms / 2) / 1000,
+        metadata_interval_s=kafka.metadata_interval_ms / 1000,
+        topic_gone_s=kafka.topic_gone_ms / 1000,
+        topics=tuple(kafka.input_topics),
+        start=start,
+        stop_on_offset_lost=kafka.on_offset_lost == "stop",
+        exit_on_limit=settings.dead_letters.on_limit == "exit",
+        ignore_earlier_trips=ignore_earlier_trips,
+    )

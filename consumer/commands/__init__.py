@@ -1,0 +1,1 @@
+"""One command or group a file. At import only typer and the standard library: `ouzel --help` stays quick."""

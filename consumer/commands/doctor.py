@@ -1,0 +1,295 @@
+"""`ouzel doctor`: is everything there that `ouzel run` needs? One line each, and what to do where it fails."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from consumer.adapters.kafka_admin import KafkaAdmin
+    from consumer.settings import Settings
+
+Result = Literal["pass", "warn", "fail", "skip"]
+
+_MARKS: dict[Result, tuple[str, str]] = {
+    "pass": ("ok  ", "green"),
+    "warn": ("warn", "yellow"),
+    "fail": ("FAIL", "red"),
+    "skip": ("skip", "bright_black"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's."""
+
+    check: str
+    result: Result
+    said: str
+    fix: str = ""
+
+
+def doctor(ctx: typer.Context) -> None:
+    """Check settings, broker, topics, rights, file roots, model, labels, one inference, clock and disk; change nothing.
+
+    One line each, with what to do where it fails; JSON lines when piped. Exit code 1 if anything fails. Topics are
+    compared as the user of [kafka.admin], rights asked as the service's own, that of [kafka.client].
+    """
+    from loguru import logger
+
+    from consumer.console import print_json, stdout_is_terminal
+
+    logger.remove()  # what the parts say as they start is for the service's log
+    failed = False
+    for finding in _findings(ctx):
+        failed = failed or finding.result == "fail"
+        if not stdout_is_terminal():
+            print_json(asdict(finding))
+            continue
+        mark, colour = _MARKS[finding.result]
+        typer.echo(f"{typer.style(mark, fg=colour)}  {finding.check:<10} {finding.said}")
+        if finding.fix:
+            typer.echo(f"      fix: {finding.fix}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _findings(ctx: typer.Context) -> Iterator[Finding]:
+    from consumer.console import settings_and_sources_from
+    from consumer.errors import SettingsError
+    from consumer.settings import default_of, value_of
+
+    try:
+        settings, sources = settings_and_sources_from(ctx)
+        changed = sum(value_of(settings, key) != default_of(key) for key in sources)
+    except SettingsError as error:
+        yield Finding("settings", "fail", str(error), error.remedy)
+        yield Finding("the rest", "skip", "needs settings that hold")
+        return
+    yield Finding("settings", "pass", f"{changed} of {len(sources)} are not the default: ouzel settings --changed")
+    yield from _kafka(settings)
+    yield from _stores(settings)
+    yield from _guarded("model", lambda: _model(settings))
+    yield _clock()
+    yield from _disk(settings)
+
+
+def _guarded(check: str, steps: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of `steps`, an error of ours being one of them."""
+    from consumer.errors import Fatal, OuzelError
+
+    try:
+        yield from steps()
+    except OuzelError as error:
+        yield Finding(check, "fail", str(error), error.remedy if isinstance(error, Fatal) else "")
+
+
+# --- Kafka ----------------------------------------------------------------------------------------------------------
+
+
+def _kafka(settings: "Settings") -> Iterator[Finding]:
+    from consumer.commands.topics import open_admin
+    from consumer.errors import Fatal
+
+    try:
+        check_client_properties(settings)
+    except Fatal as error:
+        yield Finding("properties", "fail", str(error), error.remedy)
+        yield Finding("broker", "skip", "needs properties that librdkafka takes")
+        return
+    yield Finding("properties", "pass", "librdkafka takes them all")
+    admin = open_admin(settings)
+    try:
+        cluster = admin.cluster()
+    except Fatal as error:
+        yield Finding("broker", "fail", str(error), error.remedy)
+        yield Finding("topics", "skip", "needs a broker")
+        return
+    yield Finding("broker", "pass", f"cluster {cluster.cluster_id} at {', '.join(cluster.brokers)}")
+    yield from _guarded("topics", lambda: _topics(settings, admin))
+    yield from _guarded("rights", lambda: _rights(settings, _as_the_service(settings)))
+
+
+def _as_the_service(settings: "Settings") -> "KafkaAdmin":
+    """The admin protocol, spoken as the service's own user."""
+    from consumer.commands.topics import open_admin
+
+    kafka = settings.kafka.model_copy(update={"admin": {}})
+    return open_admin(settings.model_copy(update={"kafka": kafka}))
+
+
+def check_client_properties(settings: "Settings") -> None:
+    """Whether librdkafka takes every property, without a network. Raises `SettingsError` with all that it refuses."""
+    from consumer.adapters.librdkafka import check_properties
+    from consumer.kafka_properties import client_properties, consumer_properties, places, producer_properties
+
+    clients = {
+        "consumer": consumer_properties(settings.kafka, "doctor"),
+        "producer": producer_properties(settings.kafka),
+        "admin": client_properties(settings.kafka, "admin"),
+    }
+    check_properties(clients, places(settings.kafka))
+
+
+def _topics(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
+    from consumer.commands.topics import differences, plans_for
+    from consumer.errors import NotAuthorized
+    from consumer.names import replay_marker_topic
+
+    plans = plans_for(settings, admin)
+    optional = replay_marker_topic(settings.kafka.dead_letter_topic)
+    there = admin.topics([plan.name for plan in plans if plan.name != optional])
+    try:
+        there = {**there, **admin.topics([optional])}
+    except NotAuthorized:  # the service has no rights on it, and needs none
+        plans = [plan for plan in plans if plan.name != optional]
+        yield Finding("topics", "pass", f"{optional}: not ours to see; only `ouzel dlq replay` needs it")
+    for plan in plans:
+        facts = there[plan.name]
+        if facts is None:
+            # Only `ouzel dlq replay` needs the markers.
+            result: Result = "warn" if plan.name == optional else "fail"
+            yield Finding("topics", result, f"{plan.name} does not exist", "ouzel topics create")
+        elif different := differences(plan, facts):
+            said = ", ".join(f"{name} is {now}, wanted {wanted}" for name, (now, wanted, _) in different.items())
+            yield Finding("topics", "warn", f"{plan.name}: {said}", "ouzel topics describe")
+        else:
+            yield Finding("topics", "pass", f"{plan.name}: {facts.partitions} partitions")
+
+
+def _rights(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
+    kafka = settings.kafka
+    needed = dict.fromkeys(kafka.input_topics, "READ") | {kafka.output_topic: "WRITE", kafka.dead_letter_topic: "WRITE"}
+    there = admin.topics(list(needed))
+    for topic, right in needed.items():
+        facts = there[topic]
+        if facts is not None:
+            yield _right(f"topic {topic}", facts.allowed, right, f"--topic {topic}")
+    yield _right(f"group {kafka.group_id}", admin.group_allowed(kafka.group_id), "READ", f"--group {kafka.group_id}")
+
+
+def _right(what: str, allowed: frozenset[str] | None, needed: str, resource: str) -> Finding:
+    if allowed is None:
+        return Finding("rights", "warn", f"{what}: the broker does not say what we may do; it shows at start")
+    if needed in allowed or "ALL" in allowed:
+        return Finding("rights", "pass", f"{what}: {needed.capitalize()} is allowed")
+    fix = f"kafka-acls --add --allow-principal User:... --operation {needed.capitalize()} {resource}"
+    return Finding("rights", "fail", f"{what}: {needed.capitalize()} is not allowed", fix)
+
+
+# --- stores ---------------------------------------------------------------------------------------------------------
+
+
+def _stores(settings: "Settings") -> Iterator[Finding]:
+    for root in settings.stores.file.roots:
+        if not Path(root).is_dir():
+            fix = "mount it, or correct stores.file.roots"
+            yield Finding("stores", "fail", f"file root {root} is not there, or is no folder", fix)
+        elif not os.access(root, os.R_OK | os.X_OK):
+            yield Finding("stores", "fail", f"file root {root} may not be read", f"let this user read {root}")
+        else:
+            yield Finding("stores", "pass", f"file root {root}")
+
+
+# --- model ----------------------------------------------------------------------------------------------------------
+
+
+_PHOTOGRAPH = Path(__file__).resolve().parent.parent / "data" / "photographs" / "chelsea.jpg"
+
+
+def _model(settings: "Settings") -> Iterator[Finding]:
+    import numpy as np
+
+    from consumer.bootstrap import load_model
+
+    began_s = time.monotonic()
+    model = load_model(settings)
+    runtime, labels = model.runtime, model.labels
+    try:
+        info = runtime.info
+        took_s = time.monotonic() - began_s
+        named = f"{info.name} {info.version} ({info.runtime}, {info.precision}), {info.digest}"
+        yield Finding("model", "pass", f"{named}, loaded in {took_s:.1f} s")
+        if len(labels) < runtime.class_count:
+            said = f"{len(labels)} names for {runtime.class_count} classes; the others are shown by their number"
+            yield Finding("labels", "warn", said, "set model.labels to the file that belongs to the model")
+        else:
+            yield Finding("labels", "pass", f"{len(labels)} names for {runtime.class_count} classes")
+
+        pixels = model.decoder.decode(_PHOTOGRAPH.read_bytes())
+        runtime.warm_up([1])
+        began_s = time.monotonic()
+        scores = runtime.infer(pixels[np.newaxis])[0]
+        took_ms = (time.monotonic() - began_s) * 1000
+        if not np.isfinite(scores).all() or not 0.98 <= float(scores.sum()) <= 1.02:
+            said = f"the scores of one image add up to {float(scores.sum()):.3f}, not 1"
+            yield Finding(
+                "inference", "fail", said, 'set model.output to "logits" or "probabilities" as the model has it'
+            )
+            return
+        best = int(scores.argmax())
+        said = f"{_PHOTOGRAPH.name} in {took_ms:.1f} ms: {labels.name(best)}, {float(scores[best]):.2f}"
+        yield Finding("inference", "pass", said)
+    finally:
+        runtime.close()
+
+
+# --- machine --------------------------------------------------------------------------------------------------------
+
+_STA_UNSYNC = 0x40  # linux/timex.h
+_TIMEX_STATUS_OFFSET = 40  # of `int status` in struct timex on 64-bit Linux
+
+
+def _clock() -> Finding:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if time.gmtime().tm_year < 2025:
+        return Finding("clock", "fail", f"it is not {now}", "set the clock: time stamps and TLS depend on it")
+    synchronised = _clock_is_synchronised()
+    if synchronised is None:
+        return Finding("clock", "pass", f"{now}; whether it is synchronised cannot be told here")
+    if not synchronised:
+        fix = (
+            "run chrony or systemd-timesyncd on the host: published_at and waits by time stamp are as good as the clock"
+        )
+        return Finding("clock", "warn", f"{now}; not synchronised", fix)
+    return Finding("clock", "pass", f"{now}, synchronised")
+
+
+def _clock_is_synchronised() -> bool | None:
+    import ctypes
+    import struct
+
+    try:
+        adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
+    except (OSError, AttributeError):
+        return None
+    buffer = ctypes.create_string_buffer(256)  # modes = 0: only asks
+    if adjtimex(buffer) < 0:
+        return None
+    (status,) = struct.unpack_from("i", buffer.raw, _TIMEX_STATUS_OFFSET)
+    return not status & _STA_UNSYNC
+
+
+_LOW_BYTES = 1024**3
+_TOO_LOW_BYTES = 100 * 1024**2
+
+
+def _disk(settings: "Settings") -> Iterator[Finding]:
+    from consumer.bootstrap import cache_folder
+
+    folders = {"models": cache_folder()}
+    if settings.log.file:
+        folders["log file"] = Path(settings.log.file).resolve().parent
+    for purpose, folder in folders.items():
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        said = f"{free / 1024**3:.1f} GiB free for the {purpose} ({there})"
+        if free < _LOW_BYTES:
+            yield Finding("disk", "fail" if free < _TOO_LOW_BYTES else "warn", said, f"make room in {there}")
+        else:
+            yield Finding("disk", "pass", said)

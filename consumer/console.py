@@ -1,0 +1,75 @@
+"""How commands speak: data on stdout (a table in a terminal, JSON lines when piped), everything else on stderr."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import orjson
+import typer
+
+from consumer.errors import Fatal, OuzelError
+
+if TYPE_CHECKING:
+    from consumer.settings import Provenance, Settings
+
+_LOADED = "consumer.settings"
+
+
+def settings_from(ctx: typer.Context) -> "Settings":
+    """The effective settings, loaded at the first call. Raises `SettingsError` with all that is wrong."""
+    return settings_and_sources_from(ctx)[0]
+
+
+def settings_and_sources_from(ctx: typer.Context) -> "tuple[Settings, Provenance]":
+    """The effective settings, and where each value came from."""
+    root = ctx.find_root()
+    if _LOADED not in root.meta:
+        from consumer.settings import load_with_sources
+
+        named: Path | None = root.obj
+        root.meta[_LOADED] = load_with_sources(named)
+    loaded: tuple[Settings, Provenance] = root.meta[_LOADED]
+    return loaded
+
+
+def stdout_is_terminal() -> bool:
+    """Whether a person reads stdout."""
+    return sys.stdout.isatty()
+
+
+def printable(text: str) -> str:
+    """`text` with control characters spelt out: what others wrote must not steer the reader's terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def print_json(row: Mapping[str, Any]) -> None:
+    """One JSON line on stdout."""
+    sys.stdout.write(orjson.dumps(row, default=str).decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, title: str = "") -> None:
+    """Rows as a table in a terminal, as JSON lines (every key) when piped."""
+    if not stdout_is_terminal():
+        for row in rows:
+            print_json(row)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text("" if row.get(column) is None else printable(str(row[column]))) for column in columns))
+    Console().print(table)
+
+
+def fail(error: OuzelError) -> NoReturn:
+    """Say what is wrong and what to do, on stderr, and end with the error's exit code."""
+    typer.secho(f"error: {error}", fg="red", err=True)
+    if isinstance(error, Fatal) and error.remedy:
+        typer.echo(f"  fix: {error.remedy}", err=True)
+    raise SystemExit(error.exit_code if isinstance(error, Fatal) else 1)

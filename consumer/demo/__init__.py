@@ -1,0 +1,1 @@
+"""Everything at once: an embedded broker, the service, photographs, and a page of what came of them."""

@@ -1,0 +1,203 @@
+"""What can go wrong, as one tree. The branch decides what happens; nothing else does.
+
+OuzelError
+├── InvalidMessage          one dead letter, the partition moves on
+│   ├── MalformedMessage    not JSON, wrong schema, unknown major version, an empty value   [content]
+│   ├── ReferenceRefused    a scheme, root or form of URI that the settings do not allow    [content]
+│   ├── NotAnImage          no decoder takes it, or it is cut short                         [content]
+│   ├── ImageTooLarge       more bytes or pixels than the settings allow                    [content]
+│   ├── ChecksumMismatch    the bytes are not the ones the message promised                 [content]
+│   ├── ImageNotFound       the store answers, and has no such image                        [system]
+│   ├── StoreFailed         a store that serves others keeps failing for this image         [system]
+│   ├── InferenceFailed     the model fails on this image alone                             [system]
+│   ├── EventTooLarge       its label event is larger than the output topic takes           [system]
+│   └── ProcessingFailed    a defect of ours that this message brought out                  [system]
+├── Retryable               tried again with backoff; never a dead letter by itself
+│   ├── StoreUnavailable    a store that times out, throttles or answers 5xx
+│   └── OutputUnavailable   the output topic that cannot be written for now
+└── Fatal                   the process ends: own exit code, a remedy, nothing committed past it
+    ├── SettingsError       2
+    ├── ModelError          3   absent, unreadable, or not one we can run
+    ├── DeviceMissing       3   a GPU that was asked for and is not there
+    ├── RuntimeStuck        4   a model call past its deadline: it cannot be cancelled
+    ├── BrokerUnreachable   5
+    ├── TopicMissing        6
+    ├── NotAuthorized       7
+    ├── OutputRefused       8   the output is refused for good
+    ├── InstanceFenced      9   another member uses this group.instance.id
+    ├── DeadLetterLimit    10   only with dead_letters.on_limit = "exit"
+    ├── ReplayFenced       11   another `ouzel dlq replay` took over
+    ├── RecordsLost        12   only with kafka.on_offset_lost = "stop"
+    └── CommandRefused      1   a command that cannot, or must not, do what it was asked
+"""
+
+from typing import ClassVar, Literal
+
+Family = Literal["content", "system"]
+"""`content` errors are the sender's; `system` ones point at us or at a store (see the dead-letter limit)."""
+
+
+class OuzelError(Exception):
+    """The root; never raised itself."""
+
+
+class InvalidMessage(OuzelError):
+    """This message can never be labelled. Raised by parse, fetch, decode and infer; ends as one dead letter."""
+
+    family: ClassVar[Family] = "content"
+
+
+class MalformedMessage(InvalidMessage):
+    """Not JSON, the wrong schema, an unknown major version, or an empty value."""
+
+
+class ReferenceRefused(InvalidMessage):
+    """A scheme, root or form of URI that the settings do not allow."""
+
+
+class NotAnImage(InvalidMessage):
+    """No allowed decoder takes these bytes, or they are cut short."""
+
+
+class ImageTooLarge(InvalidMessage):
+    """More bytes or pixels than the settings allow."""
+
+
+class ChecksumMismatch(InvalidMessage):
+    """The bytes fetched are not the ones that the message promised by its `sha256`."""
+
+
+class ImageNotFound(InvalidMessage):
+    """The store answers, and has no such image."""
+
+    family = "system"
+
+
+class StoreFailed(InvalidMessage):
+    """A store that serves other images keeps failing for this one."""
+
+    family = "system"
+
+
+class InferenceFailed(InvalidMessage):
+    """The model fails on this image alone, its batch neighbours being fine."""
+
+    family = "system"
+
+
+class EventTooLarge(InvalidMessage):
+    """The label event is larger than the output topic takes."""
+
+    family = "system"
+
+
+class ProcessingFailed(InvalidMessage):
+    """A defect of ours that this message brought out; the letter carries the stack trace. Without it the message
+    would end every replica that takes it."""
+
+    family = "system"
+
+
+class Retryable(OuzelError):
+    """May succeed later: backed off with full jitter and tried again.
+
+    `retry_after_s` is the least wait that the other side asked for, in seconds, if it asked.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StoreUnavailable(Retryable):
+    """A store that times out, throttles, or fails on its own side."""
+
+
+class OutputUnavailable(Retryable):
+    """The output topic cannot be written for now."""
+
+
+class Fatal(OuzelError):
+    """The process cannot go on. `remedy` says what a person should do; `exit_code` is documented in the README."""
+
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class SettingsError(Fatal):
+    """Settings that are wrong, together or alone; the message lists all of them."""
+
+    exit_code = 2
+
+
+class ModelError(Fatal):
+    """A model or label file that is absent, unreadable, or not one that we can run."""
+
+    exit_code = 3
+
+
+class DeviceMissing(ModelError):
+    """A GPU that `model.device` asks for and that is not there."""
+
+
+class RuntimeStuck(Fatal):
+    """A model call past its deadline. It cannot be cancelled, so the process ends with nothing committed past it."""
+
+    exit_code = 4
+
+
+class BrokerUnreachable(Fatal):
+    """No broker answers at `kafka.bootstrap_servers`."""
+
+    exit_code = 5
+
+
+class TopicMissing(Fatal):
+    """A topic that does not exist, or that was deleted and stayed away."""
+
+    exit_code = 6
+
+
+class NotAuthorized(Fatal):
+    """The broker refuses who we are, or what we may do."""
+
+    exit_code = 7
+
+
+class OutputRefused(Fatal):
+    """The output or dead-letter topic refuses our records for good."""
+
+    exit_code = 8
+
+
+class InstanceFenced(Fatal):
+    """Another member of the group uses the same `group.instance.id`."""
+
+    exit_code = 9
+
+
+class RecordsLost(Fatal):
+    """Retention took records before they were read, with `kafka.on_offset_lost = "stop"`."""
+
+    exit_code = 12
+
+
+class DeadLetterLimit(Fatal):
+    """Too many dead letters, with `dead_letters.on_limit = "exit"`."""
+
+    exit_code = 10
+
+
+class ReplayFenced(Fatal):
+    """Another `ouzel dlq replay` of the same dead-letter topic took over; what was committed stays committed."""
+
+    exit_code = 11
+
+
+class CommandRefused(Fatal):
+    """A command that cannot, or must not, do what it was asked: nothing was changed."""
+
+    exit_code = 1

@@ -1,0 +1,403 @@
+"""The way of an image, from a message to its outcome: parse -> fetch -> decode -> batch -> infer.
+
+The service and the one-shot `ouzel classify` share it; they differ in where messages come from and where outcomes go.
+Stages overlap: while one batch is on the model, the next images are fetched and decoded.
+
+    submit ──> decode pool: parse ──┬─ inline ──────────────> decode ──> batcher ──> model thread ──> on_outcome
+                                    └─ reference ─> fetch pool ──┘          (one batch at a time)
+                                                     │  ^
+                                                     └──┘ retries, by `tick`
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from consumer.errors import InvalidMessage, MalformedMessage, ProcessingFailed, Retryable, RuntimeStuck
+from consumer.messages import (
+    Abandoned,
+    Batch,
+    DecodedImage,
+    Delivery,
+    FetchedImage,
+    ImageJob,
+    Outcome,
+    Rejected,
+    Skipped,
+)
+from consumer.observer import Observer
+from consumer.ports import Clock, ImageDecoder, ImageStore, MessageParser
+from consumer.stages.batch import Batcher
+from consumer.stages.fetch import choose_store, verify
+from consumer.stages.infer import Inference
+from consumer.stages.intake import ByteBudget
+from consumer.stages.retry import Attempt, Retries
+
+_JOIN_S = 10.0
+
+
+class Flow:
+    """Threads and hand-offs between the stages.
+
+    `on_outcome` is called exactly once for every delivery submitted, from any thread, and must not block. `on_crash`
+    is called with an error that no image is at fault for; the flow is of no use afterwards.
+    """
+
+    def __init__(
+        self,
+        *,
+        parser: MessageParser,
+        stores: Sequence[ImageStore],
+        decoder: ImageDecoder,
+        inference: Inference,
+        batcher: Batcher,
+        retries: Retries,
+        budget: ByteBudget,
+        clock: Clock,
+        observer: Observer,
+        tombstones: str,
+        max_image_bytes: int,
+        fetch_deadline_s: float,
+        infer_deadline_s: float,
+        decode_threads: int,
+        fetch_concurrency: int,
+        on_outcome: Callable[[Outcome], None],
+        on_crash: Callable[[BaseException], None],
+    ) -> None:
+        self._parser = parser
+        self._stores = tuple(stores)
+        self._decoder = decoder
+        self._inference = inference
+        self._batcher = batcher
+        self._retries = retries
+        self._retries_lock = threading.Lock()
+        self._budget = budget
+        self._clock = clock
+        self._observer = observer
+        self._tombstones = tombstones
+        self._max_image_bytes = max_image_bytes
+        self._fetch_deadline_s = fetch_deadline_s
+        self._infer_deadline_s = infer_deadline_s
+        self._on_outcome = on_outcome
+        self._on_crash = on_crash
+        self._decode_pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._fetch_pool = ThreadPoolExecutor(fetch_concurrency, thread_name_prefix="fetch")
+        self._model_thread = threading.Thread(target=self._run_model, name="model", daemon=True)
+        self._batch_changed = threading.Condition()
+        self._coming = 0  # images between the decode pool's door and the batcher
+        self._closed = False
+        self._infer_since_s: float | None = None
+        self._stuck = False
+        self._stage_of: dict[int, tuple[str, float]] = {}
+
+    # --- for the owner ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Warm the model (every batch size), then take work. Raises ModelError."""
+        self._inference.warm_up()
+        self._model_thread.start()
+
+    def submit(self, delivery: Delivery) -> None:
+        """Take one message. Never blocks."""
+        # With the pixels that the model will be given of it: what is let in must fit when it is decoded, too.
+        self._budget.hold(delivery, delivery.size_bytes + self._inference.image_bytes)
+        self._enter_decode_pool()
+        self._decode_pool.submit(self._guard, self._parse, delivery)
+
+    def tick(self) -> None:
+        """Send what is due for another try on its way; call it a few times a second. Never blocks.
+
+        Raises:
+            RuntimeStuck: a model call is past its deadline.
+        """
+        now_s = self._clock.monotonic_s()
+        since_s = self._infer_since_s
+        if since_s is not None and now_s - since_s > self._infer_deadline_s:
+            self._stuck = True
+            raise RuntimeStuck(
+                f"a model call has not returned for {self._infer_deadline_s:g} s",
+                remedy="raise model.infer_deadline_ms if the model is that slow, or lower batch.max_size",
+            )
+        with self._retries_lock:
+            due = self._retries.due(now_s)
+        for attempt in due:
+            self._fetch_pool.submit(self._guard, self._fetch, attempt)
+
+    def has_begun(self, delivery: Delivery) -> bool:
+        """Whether a stage has taken it up."""
+        return id(delivery) in self._stage_of
+
+    def abandon_ended(self) -> None:
+        """Let go of images that wait for another try and whose lease no longer wants new work."""
+        with self._retries_lock:
+            known = self._retries.down_stores()
+            gone = self._retries.forget(lambda job: not job.delivery.lease.wants_new_work)
+            self._tell_stores_forgotten(known)
+        for attempt in gone:
+            self._leave(Abandoned(attempt.job.delivery))
+
+    def oldest(self) -> dict[str, float]:
+        """For each stage that holds work, the monotonic second since which its oldest item has been there.
+
+        Items that wait for a store presumed down are not held by a stage.
+        """
+        oldest: dict[str, float] = {}
+        for stage, since_s in list(self._stage_of.values()):
+            if stage != "waiting":
+                oldest[stage] = min(since_s, oldest.get(stage, since_s))
+        return oldest
+
+    def down_stores(self) -> dict[str, float]:
+        """Stores presumed down, with the monotonic second since when."""
+        with self._retries_lock:
+            return self._retries.down_stores()
+
+    def close(self) -> None:
+        """Stop the threads; work that has not begun is dropped (it was never committed). Idempotent."""
+        with self._batch_changed:
+            self._closed = True
+            self._batch_changed.notify_all()
+        self._budget.close()
+        self._fetch_pool.shutdown(wait=False, cancel_futures=True)
+        self._decode_pool.shutdown(wait=False, cancel_futures=True)
+        if self._model_thread.is_alive() and not self._stuck:
+            self._model_thread.join(timeout=_JOIN_S)
+
+    # --- parse ------------------------------------------------------------------------------------------------------
+
+    def _parse(self, delivery: Delivery) -> None:
+        if not delivery.lease.wants_new_work:
+            self._leave_decode_pool()
+            self._leave(Abandoned(delivery))
+            return
+        self._enter_stage(delivery, "parse")
+        if delivery.value is None:
+            self._leave_decode_pool()
+            self._tombstone(delivery)
+            return
+        try:
+            with self._observer.stage("parse"):
+                job = self._parser(delivery)
+                attempt = None if job.uri is None else self._first_attempt(job, job.uri)
+        except InvalidMessage as error:
+            self._leave_decode_pool()
+            self._reject(delivery, error, "parse")
+            return
+        if attempt is None:
+            self._receive(FetchedImage(job, job.data or b""), "parse")
+            return
+        self._leave_decode_pool()
+        if self._admitted(attempt):
+            self._fetch_pool.submit(self._guard, self._fetch, attempt)
+
+    def _tombstone(self, delivery: Delivery) -> None:
+        if self._tombstones == "dead_letter":
+            self._reject(delivery, MalformedMessage("a tombstone (null value) is no image"), "parse")
+        else:
+            self._leave(Skipped(delivery, "tombstone"))
+
+    # --- fetch ------------------------------------------------------------------------------------------------------
+
+    def _first_attempt(self, job: ImageJob, uri: str) -> Attempt:
+        """Raises ReferenceRefused."""
+        key = choose_store(self._stores, uri).health_key(uri)
+        return Attempt(job, key, self._clock.monotonic_s())
+
+    def _admitted(self, attempt: Attempt) -> bool:
+        """Whether to try now; otherwise its store is presumed down and it waits."""
+        self._enter_stage(attempt.job.delivery, "waiting")
+        with self._retries_lock:
+            admitted = self._retries.admit(attempt)
+        if not admitted and not attempt.job.delivery.lease.wants_new_work:
+            self.abandon_ended()  # it came after the others of its lease were let go of
+        return admitted
+
+    def _fetch(self, attempt: Attempt) -> None:
+        job = attempt.job
+        self._budget.begin_fetch(job.delivery)
+        if job.delivery.lease.ended:
+            self._end_attempt(attempt)
+            self._leave(Abandoned(job.delivery))
+            return
+        started_s = self._enter_stage(job.delivery, "fetch")
+        try:
+            uri = job.uri or ""
+            store = choose_store(self._stores, uri)
+            with self._observer.stage("fetch"):
+                body = store.fetch(uri, max_bytes=self._max_image_bytes, deadline_s=self._fetch_deadline_s)
+        except Retryable as error:
+            self._fetch_failed(attempt, error)
+            return
+        except InvalidMessage as error:
+            self._end_attempt(attempt)
+            self._reject(job.delivery, error, "fetch", job.image_id)
+            return
+        self._budget.hold(job.delivery, len(body))
+        now_s = self._clock.monotonic_s()
+        with self._retries_lock:
+            back = self._retries.succeeded(attempt, now_s)
+        if back:
+            self._observer.store_back(attempt.store)
+        self._enter_decode_pool()
+        fetched = FetchedImage(job, body, fetch_ms=(now_s - started_s) * 1000)
+        self._decode_pool.submit(self._guard, self._receive, fetched, "fetch")
+
+    def _fetch_failed(self, attempt: Attempt, error: Retryable) -> None:
+        delivery = attempt.job.delivery
+        self._enter_stage(delivery, "waiting")
+        self._budget.end_fetch(delivery)
+        with self._retries_lock:
+            known = attempt.store in self._retries.down_stores()
+            letter = self._retries.failed(attempt, error, self._clock.monotonic_s())
+            down = attempt.store in self._retries.down_stores()
+        self._observer.retried("fetch")
+        if down and not known:
+            self._observer.store_down(attempt.store, error)
+        if letter is not None:
+            letter.__cause__ = error
+            self._reject(delivery, letter, "fetch", attempt.job.image_id)
+        elif not delivery.lease.wants_new_work:
+            self.abandon_ended()  # it came back after the others of its lease were let go of
+
+    def _end_attempt(self, attempt: Attempt) -> None:
+        """It is over without the store having served it or failed to."""
+        with self._retries_lock:
+            known = self._retries.down_stores()
+            self._retries.left(attempt)
+            self._tell_stores_forgotten(known)
+
+    def _tell_stores_forgotten(self, known: Mapping[str, float]) -> None:
+        for store in known.keys() - self._retries.down_stores().keys():
+            self._observer.store_forgotten(store)
+
+    # --- decode -----------------------------------------------------------------------------------------------------
+
+    def _receive(self, fetched: FetchedImage, stage: str) -> None:
+        """Bytes are here: hold them to what the message promised, then decode."""
+        job = fetched.job
+        if job.delivery.lease.ended:
+            self._leave_decode_pool()
+            self._leave(Abandoned(job.delivery))
+            return
+        self._enter_stage(job.delivery, "decode")
+        if stage == "parse" and fetched.body is not job.delivery.value:  # a fetched one is on the books already
+            self._budget.hold(job.delivery, len(fetched.body))
+        try:
+            verify(job, fetched.body, max_bytes=self._max_image_bytes)
+            stage = "decode"
+            image = self._decode(fetched)
+        except InvalidMessage as error:
+            self._leave_decode_pool()
+            self._reject(job.delivery, error, stage, job.image_id)
+            return
+        if fetched.body is not job.delivery.value:
+            self._budget.drop(job.delivery, len(fetched.body))
+        self._budget.end_fetch(job.delivery)
+        self._stage_of[id(job.delivery)] = ("batch", image.ready_s)
+        with self._batch_changed:
+            self._batcher.add(image)
+            self._coming -= 1
+            self._batch_changed.notify_all()
+
+    def _decode(self, fetched: FetchedImage) -> DecodedImage:
+        """Raises NotAnImage, ImageTooLarge."""
+        job, started_s = fetched.job, self._clock.monotonic_s()
+        with self._observer.stage("decode"):
+            facts = self._decoder.measure(fetched.body)
+            reserved_bytes = facts.width * facts.height * 3
+            self._budget.reserve(reserved_bytes)
+            try:
+                pixels = self._decoder.decode(fetched.body)
+            finally:
+                self._budget.unreserve(reserved_bytes)
+        now_s = self._clock.monotonic_s()
+        return DecodedImage(
+            job=replace(job, data=None),  # the encoded bytes are not needed any more
+            pixels=pixels,
+            facts=facts,
+            fetch_ms=fetched.fetch_ms,
+            decode_ms=(now_s - started_s) * 1000,
+            ready_s=now_s,
+        )
+
+    # --- batch, infer -----------------------------------------------------------------------------------------------
+
+    def _run_model(self) -> None:
+        try:
+            self._serve_batches()
+        except BaseException as error:
+            self._on_crash(error)
+
+    def _serve_batches(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            wanted = tuple(image for image in batch.images if not image.job.delivery.lease.ended)
+            for image in batch.images:
+                if image.job.delivery.lease.ended:
+                    self._leave(Abandoned(image.job.delivery))
+            if wanted:
+                self._infer(Batch(wanted, batch.closed_by))
+
+    def _next_batch(self) -> Batch | None:
+        with self._batch_changed:
+            while not self._closed:
+                now_s = self._clock.monotonic_s()
+                batch = self._batcher.take(now_s, more_coming=self._coming > 0)
+                if batch is not None:
+                    return batch
+                self._batch_changed.wait(self._batcher.due_in_s(now_s))
+        return None
+
+    def _infer(self, batch: Batch) -> None:
+        self._infer_since_s = now_s = self._clock.monotonic_s()
+        for image in batch.images:
+            self._stage_of[id(image.job.delivery)] = ("infer", now_s)
+            self._observer.stage_seconds("queue", now_s - image.ready_s)
+        with self._observer.stage("infer"):
+            outcomes = self._inference(batch)
+        self._infer_since_s = None
+        self._observer.batch(len(batch.images), self._inference.padding(len(batch.images)))
+        for outcome in outcomes:
+            self._leave(outcome)
+
+    # --- leaving ----------------------------------------------------------------------------------------------------
+
+    def _reject(self, delivery: Delivery, error: InvalidMessage, stage: str, image_id: str | None = None) -> None:
+        self._leave(Rejected(delivery, error, stage, image_id))
+
+    def _leave(self, outcome: Outcome) -> None:
+        self._budget.end_fetch(outcome.delivery)
+        self._on_outcome(outcome)  # first: at every moment a stage or the publisher has it
+        self._stage_of.pop(id(outcome.delivery), None)
+
+    def _enter_decode_pool(self) -> None:
+        with self._batch_changed:
+            self._coming += 1
+
+    def _leave_decode_pool(self) -> None:
+        with self._batch_changed:
+            self._coming -= 1
+            self._batch_changed.notify_all()
+
+    def _enter_stage(self, delivery: Delivery, stage: str) -> float:
+        now_s = self._clock.monotonic_s()
+        self._stage_of[id(delivery)] = (stage, now_s)
+        return now_s
+
+    def _guard(self, work: Callable[..., None], item: Delivery | Attempt | FetchedImage, *args: str) -> None:
+        """What a pool's thread runs. A defect of ours must not die in silence with it, nor end the replica for a
+        message that would then end the next one: it is that message's dead letter."""
+        delivery = item if isinstance(item, Delivery) else item.job.delivery
+        try:
+            work(item, *args)
+        except Exception as error:
+            if self._closed:
+                return
+            stage = self._stage_of.get(id(delivery), ("parse", 0.0))[0]
+            if stage in ("parse", "decode"):
+                self._leave_decode_pool()
+            if isinstance(item, Attempt):
+                self._end_attempt(item)
+            failure = ProcessingFailed(f"{stage} failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._reject(delivery, failure, stage)

@@ -1,0 +1,20 @@
+"""Names that follow from other names."""
+
+from collections.abc import Mapping
+
+MEDIA_TYPES: Mapping[str, str] = {
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".bmp": "image/bmp",
+    ".gif": "image/gif",
+    ".tif": "image/tiff",
+    ".tiff": "image/tiff",
+}
+"""The suffixes that count as images in a folder, in lower case, and what they say."""
+
+
+def replay_marker_topic(dead_letter_topic: str) -> str:
+    """The compacted topic where `ouzel dlq replay` notes which letters went back."""
+    return f"{dead_letter_topic}.replayed"

@@ -1,0 +1,133 @@
+"""What the flow tells the outside: one place for the metric and the log line of each event."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from loguru import logger
+
+from consumer.errors import Retryable
+from consumer.log import rate_limited
+from consumer.messages import Delivery, Labelled, Outcome, Partition, Rejected, Skipped
+from consumer.metrics import Metrics, Stage
+from consumer.ports import Clock, CommitResult
+from consumer.stages.dead_letter_limit import Trip
+
+
+class Observer:
+    """Metrics and log lines. Any thread; never raises."""
+
+    def __init__(self, metrics: Metrics, clock: Clock) -> None:
+        self.metrics = metrics
+        self._clock = clock
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Time one item in one stage."""
+        started_s = self._clock.monotonic_s()
+        try:
+            yield
+        finally:
+            self.metrics.stage_seconds(name, self._clock.monotonic_s() - started_s)
+
+    def stage_seconds(self, name: Stage, seconds: float) -> None:
+        """One item spent this long in a stage."""
+        self.metrics.stage_seconds(name, seconds)
+
+    def finished(self, outcome: Outcome) -> None:
+        """The broker has what answers this message."""
+        if isinstance(outcome, Labelled):
+            self.metrics.image("labelled")
+            _at(outcome.delivery).bind(image_id=outcome.job.image_id).debug("labelled")
+        elif isinstance(outcome, Rejected):
+            name = type(outcome.error).__name__
+            self.metrics.image("dead_letter")
+            self.metrics.dead_letter(name)
+            where = outcome.delivery.partition
+            rate_limited(f"dead letter {name}").bind(
+                topic=where.topic,
+                partition=where.number,
+                offset=outcome.delivery.offset,
+                image_id=outcome.image_id,
+                error_class=name,
+                stage=outcome.stage,
+            ).warning("dead letter: {}", outcome.error)
+        elif isinstance(outcome, Skipped):
+            self.metrics.image("skipped")
+
+    def batch(self, images: int, padding: int) -> None:
+        """A batch went through the model."""
+        self.metrics.batch(images, padding)
+
+    def retried(self, stage: Stage) -> None:
+        """One more try is due."""
+        self.metrics.retry(stage)
+
+    def store_down(self, store: str, error: Retryable) -> None:
+        """A store has served nobody for a while: its images wait, none becomes a letter."""
+        self.metrics.store_down(store, down=True)
+        logger.bind(store=store).error("store presumed down, its images wait: {}", error)
+
+    def store_back(self, store: str) -> None:
+        """It serves again."""
+        self.metrics.store_down(store, down=False)
+        logger.bind(store=store).info("store is back")
+
+    def store_forgotten(self, store: str) -> None:
+        """Nobody waits for it any more: whether it serves again, the next image will tell."""
+        self.metrics.store_down(store, down=False)
+        logger.bind(store=store).info("no image waits for the store any more")
+
+    def output_down(self, error: Exception) -> None:
+        """Records may not have been written; they are produced again."""
+        logger.error("output cannot be written for now, its records wait: {}", error)
+
+    def limit_reached(self, trip: Trip) -> None:
+        """Too many dead letters."""
+        self.metrics.dead_letter_limit(reached=True)
+        logger.bind(family=trip.family).error(
+            "dead-letter limit reached, holding: {}. See `ouzel dlq ls`; go on with SIGUSR1 or a start with --resume",
+            trip.reason,
+        )
+
+    def limit_resumed(self) -> None:
+        """A person said go on."""
+        self.metrics.dead_letter_limit(reached=False)
+        logger.info("resumed after the dead-letter limit")
+
+    def in_flight(self, messages: int, held_bytes: int) -> None:
+        """How much is under way."""
+        self.metrics.in_flight(messages, held_bytes)
+
+    def lag(self, lag: Mapping[Partition, int]) -> None:
+        """How far behind the log's end each partition is."""
+        self.metrics.lag(lag)
+
+    def lag_gone(self, partition: Partition) -> None:
+        """The partition is another's: its lag is not ours to tell."""
+        self.metrics.drop_lag(partition)
+
+    def rebalanced(self) -> None:
+        """The group moved partitions."""
+        self.metrics.rebalance()
+
+    def committed(self, result: CommitResult) -> None:
+        """The broker's answer to a commit."""
+        if result.committed:
+            self.metrics.commit(ok=True)
+        for partition, reason in result.errors.items():
+            self.metrics.commit(ok=False)
+            # Sent again with the next commit; after a rebalance that is the ordinary way.
+            rate_limited("commit refused").bind(topic=partition.topic, partition=partition.number).info(
+                "commit refused, to be sent again: {}", reason
+            )
+
+    def offsets_lost(self, partition: Partition, first: int, end: int) -> None:
+        """Retention took records before we read them."""
+        self.metrics.offsets_lost(max(0, end - first))
+        logger.bind(topic=partition.topic, partition=partition.number).error(
+            "offsets {} to {} were deleted before they were read (retention); going on at {}", first, end - 1, end
+        )
+
+
+def _at(delivery: Delivery):  # type: ignore[no-untyped-def]  # loguru's Logger exists in its stub only
+    return logger.bind(topic=delivery.partition.topic, partition=delivery.partition.number, offset=delivery.offset)

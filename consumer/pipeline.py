@@ -1,0 +1,646 @@
+"""The service's loop, in reading order: assignment, messages, intake, commits, rebalance, shutdown.
+
+One thread, the owner, runs all of it. It never blocks on fetch, decode, inference, a synchronous commit, watermarks or
+metadata: work goes to the flow and the publisher, questions to a thread of their own, and answers come back through
+one inbox. The one place where it waits is a revoke: the partitions are gone when that callback returns.
+"""
+
+import queue
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from loguru import logger
+
+from consumer.errors import BrokerUnreachable, DeadLetterLimit, Family, RecordsLost, Retryable, TopicMissing
+from consumer.flow import Flow
+from consumer.messages import CommitPoint, Delivery, Lease, LeaseState, Partition
+from consumer.observer import Observer
+from consumer.ports import Clock, GroupView, MessageSource, OffsetLost, TopicFacts
+from consumer.stages.commit import PartitionLedger
+from consumer.stages.dead_letter_limit import DeadLetterLimit as Limit
+from consumer.stages.dead_letter_limit import Trip
+from consumer.stages.intake import ByteBudget, Intake, PartitionLoad
+from consumer.stages.publish import Publisher, Settled
+from consumer.stages.start import Note, StartPoint, find_starts
+
+T = TypeVar("T")
+
+_POLL_S = 0.1
+_DRAIN_STEP_S = 0.02
+_MESSAGES_A_TURN = 200
+_ASK_AGAIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The numbers that the loop goes by, in seconds."""
+
+    commit_interval_s: float
+    drain_timeout_s: float
+    """At most half of max.poll.interval.ms, so that a drain never costs the membership."""
+    metadata_interval_s: float
+    topics: tuple[str, ...]
+    """The input topics."""
+    start: str | int
+    """`earliest`, `latest` or milliseconds since the epoch."""
+    stop_on_offset_lost: bool
+    exit_on_limit: bool
+    ignore_earlier_trips: bool
+    topic_gone_s: float = 30.0
+    """How long a deleted input topic may stay away."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Crash:
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a question brought; `then` runs in the owner's thread."""
+
+    then: Callable[[], None]
+
+
+class Pipeline:
+    """Owns the source; listens to the group (`ports.AssignmentListener`)."""
+
+    def __init__(
+        self,
+        *,
+        source: MessageSource,
+        view: GroupView,
+        intake: Intake,
+        budget: ByteBudget,
+        limit: Limit,
+        clock: Clock,
+        observer: Observer,
+        rules: Rules,
+    ) -> None:
+        self._source = source
+        self._view = view
+        self._intake = intake
+        self._budget = budget
+        self._limit = limit
+        self._clock = clock
+        self._observer = observer
+        self._rules = rules
+        self._flow: Flow
+        self._publisher: Publisher
+        self._inbox: queue.SimpleQueue[Settled | _Crash | _Answer] = queue.SimpleQueue()
+        self._questions = ThreadPoolExecutor(1, thread_name_prefix="questions")
+        self._ledgers: dict[Partition, PartitionLedger] = {}
+        self._pending: dict[Partition, Lease] = {}
+        self._ask_at_s: dict[Partition, float] = {}
+        self._lost_at_s: dict[Partition, float] = {}
+        self._topic_ids: dict[str, str] = {}
+        self._missing_since_s: dict[str, float] = {}
+        self._lag_told: Mapping[Partition, int] = {}
+        self._paused: frozenset[Partition] = frozenset()
+        self._epoch = 0
+        self._commit_at_s = 0.0
+        self._commit_sent_s = 0.0
+        self._metadata_at_s = 0.0
+        self._deferred: list[_Answer] = []
+        self._sent_points: dict[Partition, CommitPoint] = {}
+        self._closing = False
+        # Plain flags: a signal handler runs in the owner's thread, which may be inside the lock of an Event.
+        self._stop = False
+        self._resume = False
+        self._held_for: Trip | None = None
+        self._probations: set[Partition] = set()
+        self.turned_s = clock.monotonic_s()
+        """Monotonic second of the loop's last turn."""
+
+    # --- from other threads, and from signal handlers ---------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Finish what is in flight, commit, leave the group."""
+        self._stop = True
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop
+
+    def resume(self) -> None:
+        """Go on after the dead-letter limit."""
+        self._resume = True
+
+    @property
+    def holding(self) -> bool:
+        """Whether the dead-letter limit holds the replica."""
+        return self._held_for is not None
+
+    def settled(self, settled: Settled) -> None:
+        """The publisher's word on one delivery."""
+        self._inbox.put(settled)
+
+    def crashed(self, error: BaseException) -> None:
+        """A thread cannot go on."""
+        self._inbox.put(_Crash(error))
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self, flow: Flow, publisher: Publisher) -> None:
+        """Until `stop`. The model is warm when this is called.
+
+        Raises:
+            Fatal: see `errors`. What was finished is committed, nothing past it.
+        """
+        self._flow, self._publisher = flow, publisher
+        publisher.start()
+        self._source.subscribe(self)
+        try:
+            while not self._stop:
+                self._turn()
+            self._shut_down()
+        finally:
+            self._close()
+
+    def _turn(self) -> None:
+        self.turned_s = self._clock.monotonic_s()
+        self._balance()
+        self._take_messages()
+        self._read_inbox()
+        self._flow.tick()
+        self._begin_pending()
+        self._check_topics()
+        self._heed_limit()
+        self._commit_when_due()
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def _take_messages(self) -> None:
+        if not self._has_room():
+            self._wait_for_room()
+        if not self._has_room() and len(self._paused) < len(self._ledgers):
+            return  # a poll would hand over a message; if this lasts, the partitions pause and polls are safe
+        timeout_s = _POLL_S
+        for _ in range(_MESSAGES_A_TURN):
+            try:
+                found = self._source.poll(timeout_s)
+            except Retryable as error:
+                self._read_again(error)
+                return
+            if found is None:
+                return
+            timeout_s = 0.0
+            if isinstance(found, OffsetLost):
+                self._offset_lost(found.partition)
+            else:
+                self._take(found)
+            if not self._has_room():
+                return
+
+    def _has_room(self) -> bool:
+        return self._intake.room(self._in_flight(), self._budget.used_bytes)
+
+    def _wait_for_room(self) -> None:
+        """Until something is settled, at most one poll's time."""
+        try:
+            self._accept(self._inbox.get(timeout=_POLL_S))
+        except queue.Empty:
+            return
+        self._read_inbox()
+
+    def _take(self, delivery: Delivery) -> None:
+        ledger = self._ledgers.get(delivery.partition)
+        if ledger is None or ledger.lease is not delivery.lease:
+            return  # read under a lease that is over; its next owner reads it again
+        ledger.take(delivery)
+        self._publisher.took(delivery)
+        self._flow.submit(delivery)
+
+    def _read_again(self, error: Retryable) -> None:
+        """What poll had in hand may be gone: read every partition again from after the last message taken."""
+        logger.error("{}; reading again from where each partition stands", error)
+        for ledger in self._ledgers.values():
+            self._source.start(ledger.lease, ledger.next_offset)
+
+    def _read_inbox(self) -> None:
+        deferred, self._deferred = self._deferred, []
+        for answer in deferred:
+            answer.then()
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            self._accept(item)
+
+    def _accept(self, item: Settled | _Crash | _Answer) -> None:
+        if isinstance(item, Settled):
+            delivery = item.delivery
+            self._budget.release(delivery)
+            ledger = self._ledgers.get(delivery.partition)
+            if item.finished and ledger is not None:
+                ledger.finish(delivery)  # a late result of an old lease is not on these books
+        elif isinstance(item, _Answer):
+            item.then()
+        else:
+            raise item.error
+
+    # --- intake -----------------------------------------------------------------------------------------------------
+
+    def _in_flight(self) -> int:
+        return sum(ledger.in_flight for ledger in self._ledgers.values())
+
+    def _balance(self) -> None:
+        """Pause what is over a bound, resume what is below it again."""
+        lag = self._source.lag()
+        loads = {
+            partition: PartitionLoad(
+                in_flight=ledger.in_flight,
+                uncommitted=ledger.uncommitted,
+                has_work=ledger.in_flight > 0 or lag.get(partition, 0) > 0,
+            )
+            for partition, ledger in self._ledgers.items()
+        }
+        used_bytes = self._budget.used_bytes
+        self._paused = self._intake.decide(loads, used_bytes=used_bytes, now_s=self.turned_s, hold=self.holding)
+        self._source.pause(self._paused)
+        self._source.resume(set(loads) - self._paused)
+        self._observer.in_flight(sum(load.in_flight for load in loads.values()), used_bytes)
+        if lag is not self._lag_told:  # a new one with each statistics, and many turns between them
+            self._lag_told = lag
+            self._observer.lag(lag)
+
+    def _heed_limit(self) -> None:
+        if self._resume:
+            self._resume = False
+            self._publisher.resume()  # in its own thread: until then the trip that we hold for is still there
+            self._note_trip(self._ledgers, None)
+            self._observer.limit_resumed()
+        trip = self._publisher.trip
+        if trip is not None and trip is not self._held_for:
+            self._note_trip(self._ledgers, trip.family)
+            self._commit_at_s = 0.0
+            if self._rules.exit_on_limit:
+                raise DeadLetterLimit(
+                    f"dead-letter limit reached: {trip.reason}",
+                    remedy="look with `ouzel dlq ls`, then start again with --resume",
+                )
+        self._held_for = trip
+        if trip is None:
+            passed = {partition for partition in self._probations if not self._limit.on_probation(partition)}
+            self._note_trip(passed, None)
+            self._probations -= passed
+
+    def _note_trip(self, partitions: Iterable[Partition], family: Family | None) -> None:
+        """What the next commit tells the next owner."""
+        for partition in partitions:
+            ledger = self._ledgers.get(partition)
+            if ledger is not None:
+                ledger.note = replace(Note.load(ledger.note), trip=family).dump()
+
+    # --- assignment -------------------------------------------------------------------------------------------------
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        """Ask where each partition begins; until then it is paused."""
+        self._observer.rebalanced()
+        if partitions:
+            logger.info("assigned {}", ", ".join(map(str, sorted(partitions))))
+        for partition in partitions:
+            self._await_start(partition)
+
+    def _await_start(self, partition: Partition) -> None:
+        self._epoch += 1
+        self._pending[partition] = Lease(partition, epoch=self._epoch, topic_id="")
+        self._ask_at_s[partition] = 0.0
+
+    def _begin_pending(self) -> None:
+        """Send the question where partitions begin, for those whose time has come."""
+        now_s = self._clock.monotonic_s()
+        due = [partition for partition, at_s in self._ask_at_s.items() if at_s <= now_s]
+        if due:
+            self._ask_starts(due, recreated=False)
+        for partition in [each for each, at_s in self._lost_at_s.items() if at_s <= now_s]:
+            del self._lost_at_s[partition]
+            self._offset_lost(partition)
+
+    def _ask_starts(self, partitions: Sequence[Partition], *, recreated: bool) -> None:
+        leases = {partition: self._pending[partition] for partition in partitions}
+        for partition in partitions:
+            self._ask_at_s.pop(partition, None)
+
+        def ask() -> Mapping[Partition, StartPoint]:
+            return self._find_starts(list(leases), positions={}, recreated=recreated)
+
+        def failed() -> None:
+            for partition, lease in leases.items():
+                if self._pending.get(partition) is lease:
+                    self._ask_at_s[partition] = self._clock.monotonic_s() + _ASK_AGAIN_S
+
+        self._ask(ask, lambda points: self._begin(leases, points), failed)
+
+    def _find_starts(
+        self, partitions: Sequence[Partition], *, positions: Mapping[Partition, int], recreated: bool
+    ) -> Mapping[Partition, StartPoint]:
+        """In the questions' thread."""
+        return find_starts(
+            self._view,
+            partitions,
+            start=self._rules.start,
+            positions=positions,
+            recreated=recreated,
+            known_ids=self._topic_ids,
+        )
+
+    def _begin(self, leases: Mapping[Partition, Lease], points: Mapping[Partition, StartPoint]) -> None:
+        for partition, lease in leases.items():
+            if self._pending.get(partition) is not lease:
+                continue  # taken away meanwhile
+            point = points.get(partition)
+            if point is None:  # the topic is away; `_check_topics` ends the wait
+                self._ask_at_s[partition] = self._clock.monotonic_s() + _ASK_AGAIN_S
+                continue
+            if point.lost is not None:
+                self._report_lost(partition, point.lost)
+            self._pending.pop(partition)
+            lease.topic_id = self._topic_ids[partition.topic] = point.topic_id
+            self._honour_trip(partition, point)
+            note = replace(point.note, trip=None) if self._rules.ignore_earlier_trips else point.note
+            self._ledgers[partition] = PartitionLedger(
+                lease, start=point.offset, committed=point.committed, note=note.dump()
+            )
+            self._source.start(lease, point.offset)
+
+    def _honour_trip(self, partition: Partition, point: StartPoint) -> None:
+        if point.note.trip is not None and not self._rules.ignore_earlier_trips:
+            self._limit.put_on_probation(partition, point.note.trip)
+            self._probations.add(partition)
+            logger.bind(topic=partition.topic, partition=partition.number).warning(
+                "an earlier owner reached the dead-letter limit ({}): no such letter until one image succeeds",
+                point.note.trip,
+            )
+
+    def _offset_lost(self, partition: Partition) -> None:
+        """The broker refuses our position: find out where the partition goes on. What is in flight stays wanted."""
+        ledger = self._ledgers.get(partition)
+        if ledger is None:
+            return
+
+        def ask() -> Mapping[Partition, StartPoint]:
+            positions = {partition: ledger.next_offset}
+            return self._find_starts([partition], positions=positions, recreated=False)
+
+        def go_on(points: Mapping[Partition, StartPoint]) -> None:
+            if self._ledgers.get(partition) is not ledger:
+                return  # taken away meanwhile
+            point = points.get(partition)
+            if point is None:  # the topic is away; `_check_topics` ends the wait
+                ask_again()
+            elif point.topic_id != ledger.lease.topic_id:
+                self._begin_anew([partition])
+            elif point.offset < ledger.next_offset:  # the log was cut short: these offsets come again, as new messages
+                self._end([partition])
+                self._await_start(partition)
+            else:
+                self._go_on(ledger, point)
+
+        def ask_again() -> None:
+            if self._ledgers.get(partition) is ledger:
+                self._lost_at_s[partition] = self._clock.monotonic_s() + _ASK_AGAIN_S
+
+        self._ask(ask, go_on, ask_again)
+
+    def _go_on(self, ledger: PartitionLedger, point: StartPoint) -> None:
+        if point.lost is not None:
+            self._report_lost(ledger.lease.partition, point.lost)
+        if point.offset != ledger.next_offset:
+            ledger.skip_to(point.offset)
+        self._source.start(ledger.lease, point.offset)
+
+    def _report_lost(self, partition: Partition, lost: tuple[int, int]) -> None:
+        self._observer.offsets_lost(partition, *lost)
+        if self._rules.stop_on_offset_lost:
+            raise RecordsLost(
+                f"offsets {lost[0]} to {lost[1] - 1} of {partition} were deleted before they were read",
+                remedy='kafka.on_offset_lost = "earliest" goes on without them; `ouzel offsets reset` moves the group',
+            )
+
+    # --- topics that change -----------------------------------------------------------------------------------------
+
+    def _check_topics(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s < self._metadata_at_s:
+            return
+        self._metadata_at_s = now_s + self._rules.metadata_interval_s
+        self._ask(lambda: self._view.topics(self._rules.topics), self._compare_topics, lambda: None)
+
+    def _compare_topics(self, found: Mapping[str, TopicFacts]) -> None:
+        now_s = self._clock.monotonic_s()
+        for name in self._rules.topics:
+            if name in found:
+                self._missing_since_s.pop(name, None)
+            elif now_s - self._missing_since_s.setdefault(name, now_s) > self._rules.topic_gone_s:
+                raise TopicMissing(f"topic {name} was deleted", remedy="ouzel topics create")
+        recreated = [
+            partition
+            for partition, ledger in self._ledgers.items()
+            if (facts := found.get(partition.topic)) is not None
+            and facts.topic_id
+            and ledger.lease.topic_id
+            and facts.topic_id != ledger.lease.topic_id
+        ]
+        if recreated:
+            self._begin_anew(recreated)
+
+    def _begin_anew(self, partitions: Sequence[Partition]) -> None:
+        """The topic was deleted and made again: its old work means nothing, and it starts at its beginning."""
+        logger.error("topic made anew under {}: its old work is discarded", ", ".join(map(str, partitions)))
+        self._end(partitions)
+        for partition in partitions:
+            self._await_start(partition)
+        self._ask_starts(partitions, recreated=True)
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    def _ask(self, question: Callable[[], T], then: Callable[[T], None], failed: Callable[[], None]) -> None:
+        """Ask in the questions' thread; `then` or `failed` runs in the owner's."""
+
+        def work() -> None:
+            try:
+                answer = question()
+            except BrokerUnreachable as error:
+                logger.warning("{}", error)
+                self._inbox.put(_Answer(failed))
+            except BaseException as error:
+                self._inbox.put(_Crash(error))
+            else:
+                self._inbox.put(_Answer(lambda: then(answer)))
+
+        self._questions.submit(work)
+
+    # --- commits ----------------------------------------------------------------------------------------------------
+
+    def _commit_when_due(self) -> None:
+        self._read_commit_result()
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._commit_at_s and not self._source.commit_under_way:
+            self._commit_at_s = now_s + self._rules.commit_interval_s
+            self._commit(self._ledgers.values())
+
+    def _commit(self, ledgers: Iterable[PartitionLedger]) -> dict[Partition, CommitPoint]:
+        points: dict[Partition, CommitPoint] = {}
+        for ledger in ledgers:
+            partition = ledger.lease.partition
+            # Once the group is being left, a message may have been read that nobody took: what ended the loop came
+            # with it. The position is past it.
+            point = ledger.point(None if self._closing else self._source.position(partition))
+            if point is not None:
+                points[partition] = point
+        if points:
+            self._sent_points = points
+            self._commit_sent_s = self._clock.monotonic_s()
+            self._source.commit(points)
+        return points
+
+    def _read_commit_result(self) -> None:
+        result = self._source.commit_result()
+        if result is None:
+            return
+        for partition, point in result.committed.items():
+            if partition in self._ledgers:
+                self._ledgers[partition].committed_to(point)
+        self._observer.committed(result)
+        self._observer.stage_seconds("commit", self._clock.monotonic_s() - self._commit_sent_s)
+
+    # --- rebalance --------------------------------------------------------------------------------------------------
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        """Forget what has not begun, finish what has, commit, then fence. The group waits for this to return."""
+        self._observer.rebalanced()
+        ledgers = [self._ledgers[partition] for partition in partitions if partition in self._ledgers]
+        if ledgers:
+            logger.info("revoked {}", ", ".join(str(ledger.lease.partition) for ledger in ledgers))
+        deadline_s = self._clock.monotonic_s() + self._rules.drain_timeout_s
+        if not self._closing:
+            self._drain(ledgers, deadline_s, wait=self._wait_for_inbox)
+        self._last_commit(ledgers, deadline_s)
+        self._end(partitions)
+
+    def on_lost(self, partitions: Sequence[Partition]) -> None:
+        """Another member may have them already: discard, commit nothing."""
+        self._observer.rebalanced()
+        logger.warning("lost {}", ", ".join(map(str, sorted(partitions))))
+        self._end(partitions)
+
+    def _last_commit(self, ledgers: Sequence[PartitionLedger], deadline_s: float) -> None:
+        """Commit what is finished of partitions that go away, and see it land."""
+        if self._closing:
+            self._commit(ledgers)  # no answer can be had in `close`, but it is sent before the group is left
+            return
+        # An older commit that is still under way could land after this one, and take the group back.
+        older = self._sent_points if self._source.commit_under_way else {}
+        if not self._source.confirm_commit(older, self._left_s(deadline_s)):
+            logger.warning("an earlier commit is not answered: the next owner may repeat some images")
+            return
+        points = self._commit(ledgers)
+        if not self._source.confirm_commit(points, self._left_s(deadline_s)):
+            logger.warning("the last commit is not confirmed: the next owner may repeat some images")
+
+    def _left_s(self, deadline_s: float) -> float:
+        return max(1.0, deadline_s - self._clock.monotonic_s())
+
+    def _drain(self, ledgers: Sequence[PartitionLedger], deadline_s: float, wait: Callable[[], None]) -> None:
+        for ledger in ledgers:
+            ledger.lease.state = LeaseState.DRAINING
+        while True:
+            self._flow.abandon_ended()  # also what came back from its store meanwhile
+            waits = any(self._must_finish(delivery) for ledger in ledgers for delivery in ledger.unfinished())
+            self._read_settled()  # what was finished before we looked
+            if not waits:
+                return
+            if self._clock.monotonic_s() >= deadline_s:
+                break
+            wait()
+            self._flow.tick()
+        left = sum(ledger.in_flight for ledger in ledgers)
+        logger.warning("drain deadline passed with {} messages unfinished: they will be delivered again", left)
+
+    def _must_finish(self, delivery: Delivery) -> bool:
+        """Whether a drain waits for it: a stage or the publisher has it, and no person must act first."""
+        return not self._publisher.withholds(delivery) and (
+            self._flow.has_begun(delivery) or self._publisher.has(delivery)
+        )
+
+    def _wait_for_inbox(self) -> None:
+        self.turned_s = self._clock.monotonic_s()
+        try:
+            item = self._inbox.get(timeout=_DRAIN_STEP_S)
+        except queue.Empty:
+            return
+        self._accept_or_defer(item)
+
+    def _read_settled(self) -> None:
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            self._accept_or_defer(item)
+
+    def _accept_or_defer(self, item: Settled | _Crash | _Answer) -> None:
+        if isinstance(item, _Answer):
+            self._deferred.append(item)  # it may start partitions, which a revoke callback must not
+        else:
+            self._accept(item)
+
+    def _end(self, partitions: Iterable[Partition]) -> None:
+        """Fence: whatever still comes of these is discarded."""
+        for partition in partitions:
+            self._limit.forget(partition)
+            self._probations.discard(partition)
+            self._observer.lag_gone(partition)
+            for waiting in (self._pending, self._ask_at_s, self._lost_at_s):
+                waiting.pop(partition, None)
+            ledger = self._ledgers.pop(partition, None)
+            if ledger is not None:
+                ledger.lease.state = LeaseState.ENDED
+        self._flow.abandon_ended()
+        self._publisher.forget_ended()
+
+    # --- shutdown ---------------------------------------------------------------------------------------------------
+
+    def _shut_down(self) -> None:
+        """Stop reading, finish what has begun, publish, commit, leave the group."""
+        logger.info("stopping: finishing what is in flight")
+        self._pending.clear()
+        self._ask_at_s.clear()
+        self._source.pause(self._ledgers)
+        deadline_s = self._clock.monotonic_s() + self._rules.drain_timeout_s
+        self._drain(list(self._ledgers.values()), deadline_s, wait=self._poll_while_stopping)
+        sent = False
+        while self._clock.monotonic_s() < deadline_s:
+            self._poll_while_stopping()
+            self._read_commit_result()
+            if self._source.commit_under_way:
+                continue
+            if sent or not self._commit(self._ledgers.values()):
+                return
+            sent = True
+
+    def _poll_while_stopping(self) -> None:
+        """Serves rebalances and commit answers. A message that slips through is entered and never finished, so that no
+        commit passes it."""
+        self.turned_s = self._clock.monotonic_s()
+        try:
+            found = self._source.poll(_DRAIN_STEP_S)
+        except Retryable as error:
+            self._read_again(error)
+            self._source.pause(self._ledgers)
+            found = None
+        if isinstance(found, Delivery):
+            ledger = self._ledgers.get(found.partition)
+            if ledger is not None and ledger.lease is found.lease:
+                ledger.take(found)
+        self._read_inbox()
+
+    def _close(self) -> None:
+        self._closing = True
+        self._source.close()
+        self._questions.shutdown(wait=False, cancel_futures=True)

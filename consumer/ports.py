@@ -1,0 +1,298 @@
+"""What the stages need from the world, in our own types. Adapters fulfil these; `bootstrap` wires them.
+
+Each Protocol states what blocks, what is raised and from which thread it may be called. The contract suites under
+`tests/contract/` run over every implementation, fakes included.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from consumer.messages import (
+    CommitPoint,
+    Delivery,
+    ImageFacts,
+    ImageJob,
+    Lease,
+    ModelInfo,
+    OutputRecord,
+    Partition,
+)
+
+
+class Clock(Protocol):
+    """Time, passed in so that policies can be tested without waiting."""
+
+    def monotonic_s(self) -> float:
+        """Seconds that never go back; for durations and deadlines."""
+        ...
+
+    def utc_now(self) -> str:
+        """RFC 3339 UTC with milliseconds, e.g. `2026-01-31T09:30:00.125Z`; for events."""
+        ...
+
+
+# --- source ---------------------------------------------------------------------------------------------------------
+
+
+class AssignmentListener(Protocol):
+    """Told of the group's decisions, inside `MessageSource.poll` and on its thread. Must not raise."""
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        """These are ours now and paused; `start` each one at its offset to begin."""
+        ...
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        """These go away when this returns: drain and commit before."""
+        ...
+
+    def on_lost(self, partitions: Sequence[Partition]) -> None:
+        """These went away already: another member may have them. Discard, commit nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetLost:
+    """The broker has no record at our position any more (retention overtook us, or the topic is a new one)."""
+
+    partition: Partition
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """The broker's answer to one commit; `errors` has the partitions that it did not take."""
+
+    committed: Mapping[Partition, CommitPoint]
+    errors: Mapping[Partition, str]
+
+
+class MessageSource(Protocol):
+    """A consumer group's member. Every method is called from one thread, the owner's, and none of them blocks on a
+    broker for longer than it says."""
+
+    def subscribe(self, listener: AssignmentListener) -> None:
+        """Join the group. Returns at once."""
+        ...
+
+    @property
+    def joined(self) -> bool:
+        """Whether the group has taken us in, with partitions or without. Stays true through rebalances."""
+        ...
+
+    def poll(self, timeout_s: float) -> Delivery | OffsetLost | None:
+        """The next message, or None after `timeout_s`. Runs the listener.
+
+        Raises:
+            Fatal: the group, the topic or our rights are gone; nothing that was handed over is lost by it.
+        """
+        ...
+
+    def start(self, lease: Lease, offset: int) -> None:
+        """Begin, or begin anew, delivering an assigned partition at `offset`, on the books of `lease`."""
+        ...
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        """Deliver nothing more of these."""
+        ...
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        """Deliver these again."""
+        ...
+
+    def position(self, partition: Partition) -> int | None:
+        """The offset after the last message handed over, past transaction markers; None where there is none yet."""
+        ...
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Messages between the position and the last stable offset of each partition, as last known. Never asks."""
+        ...
+
+    def commit(self, points: Mapping[Partition, CommitPoint]) -> None:
+        """Send a commit. Returns at once; its answer comes by `commit_result`. Never more than one under way."""
+        ...
+
+    @property
+    def commit_under_way(self) -> bool:
+        """Whether a commit was sent whose answer has not come."""
+        ...
+
+    def commit_result(self) -> CommitResult | None:
+        """The answer that came since the last call, if one came."""
+        ...
+
+    def confirm_commit(self, points: Mapping[Partition, CommitPoint], timeout_s: float) -> bool:
+        """Whether the group's committed offsets are these (or beyond), waiting up to `timeout_s`. For drains."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group (a static member stays in it). Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """What the cluster says of a topic."""
+
+    topic_id: str
+    """Changes when a topic is deleted and made again; empty where the broker gives none."""
+    partitions: int
+
+
+class GroupView(Protocol):
+    """Questions about the cluster and the group. Blocks; used by a thread of its own.
+
+    Every method raises `BrokerUnreachable` where no answer comes in time, and `NotAuthorized`.
+    """
+
+    def cluster_id(self) -> str:
+        """The cluster's id; empty where the broker gives none."""
+        ...
+
+    def topics(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
+        """The topics that exist, by name."""
+        ...
+
+    def committed(self, partitions: Sequence[Partition]) -> Mapping[Partition, CommitPoint]:
+        """Those of the partitions that the group has committed an offset for, with its metadata."""
+        ...
+
+    def offsets(self, partitions: Sequence[Partition], at: str | int) -> Mapping[Partition, int]:
+        """`earliest`, `latest` (the end), or the first offset at or after a time in milliseconds since the epoch
+        (the end where there is none)."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection. Idempotent."""
+        ...
+
+
+# --- sink -----------------------------------------------------------------------------------------------------------
+
+
+class ResultSink(Protocol):
+    """Where label events and dead letters go."""
+
+    def publish(self, record: OutputRecord, done: Callable[[Exception | None], None]) -> None:
+        """Hand over one record. Returns at once; records of one key go out in the order of the calls.
+
+        `done` is called exactly once, from the sink's own thread: with None once every in-sync replica has it, or with
+
+        * `EventTooLarge` if this record can never be written for its size,
+        * `OutputUnavailable` if it may or may not have been written: publish it again (same event id),
+        * `OutputRefused`, `NotAuthorized` or `TopicMissing` if the topic refuses it for good.
+        """
+        ...
+
+    def close(self, timeout_s: float) -> int:
+        """Wait up to `timeout_s` for what is under way; returns how many records are still unconfirmed."""
+        ...
+
+
+# --- images and models ----------------------------------------------------------------------------------------------
+
+
+class ImageStore(Protocol):
+    """Where images live, chosen by the scheme of the URI. Thread-safe; blocks its caller, within `deadline_s`."""
+
+    @property
+    def schemes(self) -> frozenset[str]:
+        """The URI schemes it serves, lower case, e.g. `{"file"}`."""
+        ...
+
+    def health_key(self, uri: str) -> str:
+        """What fails together: scheme and host, or scheme and bucket. Never carries a secret."""
+        ...
+
+    def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> bytes:
+        """The image's bytes, at most `max_bytes` of them, within `deadline_s` seconds in all.
+
+        Raises:
+            ReferenceRefused: the settings do not allow this URI. Decided before anything is opened.
+            ImageNotFound: the store answers, and has no such image.
+            ImageTooLarge: it has more than `max_bytes`; no more than that was read.
+            StoreUnavailable: anything that may be better later. Never raises another type.
+        """
+        ...
+
+
+class ImageDecoder(Protocol):
+    """From encoded bytes to the model's pixels. Thread-safe; releases the GIL for most of its work."""
+
+    def measure(self, body: bytes) -> ImageFacts:
+        """Size and format from the header alone: allocates no pixels.
+
+        Raises:
+            NotAnImage: no allowed format.
+            ImageTooLarge: declares more pixels than the settings allow.
+        """
+        ...
+
+    def decode(self, body: bytes) -> npt.NDArray[np.uint8]:
+        """uint8 [H, W, 3] RGB at the model's input size.
+
+        Raises:
+            NotAnImage: cut short or corrupt.
+            ImageTooLarge: declares more pixels than the settings allow.
+        """
+        ...
+
+
+class ModelRuntime(Protocol):
+    """A resident model. `infer` is called from one thread at a time."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Which model this is; in every label event."""
+        ...
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that `infer` takes."""
+        ...
+
+    @property
+    def class_count(self) -> int:
+        """C, the length of a score row."""
+        ...
+
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        """Run every batch size once, so that no later call compiles or traces.
+
+        Raises:
+            ModelError: it cannot be run.
+        """
+        ...
+
+    def infer(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """uint8 [N, H, W, 3] RGB in, float32 [N, C] probabilities out; N is one of the warmed sizes.
+
+        Raises whatever the runtime raises: the batch is then bisected to find the culprit.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what it holds. Idempotent."""
+        ...
+
+
+class Labels(Protocol):
+    """Names by class index."""
+
+    def __len__(self) -> int:
+        """How many classes have a name."""
+        ...
+
+    def name(self, index: int) -> str:
+        """The name of a class index; the index itself as text where the file has no such id."""
+        ...
+
+
+class MessageParser(Protocol):
+    """From a message's bytes to what it asks for. Pure; any thread."""
+
+    def __call__(self, delivery: Delivery) -> ImageJob:
+        """Raises `MalformedMessage`, `ReferenceRefused`, or `ImageTooLarge` for inline bytes; nothing else."""
+        ...

@@ -1,0 +1,93 @@
+"""A replica's life: logs, probes, broker, model, group, and the end. The order is the point."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from loguru import logger
+
+from consumer import __version__, bootstrap
+from consumer.adapters.health_server import HealthServer
+from consumer.clock import SystemClock
+from consumer.errors import Fatal
+from consumer.health import Health
+from consumer.log import configure
+from consumer.metrics import Metrics
+from consumer.settings import Settings
+
+Wrap = Callable[[bootstrap.Ports], bootstrap.Ports]
+
+
+def run_service(settings: Settings, *, resume: bool = False, wrap: Wrap = lambda ports: ports) -> None:
+    """Run one replica until it is told to stop.
+
+    `wrap` is for tests: it may put something between the service and its ports.
+
+    Raises:
+        Fatal: see `errors`.
+    """
+    configure(settings.log)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave_early)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # there is nothing to go on with yet
+    logger.info("ouzel {}", __version__)
+    metrics = Metrics()
+    health = Health(
+        SystemClock(),
+        loop_deadline_s=settings.health.loop_deadline_ms / 1000,
+        stage_deadline_s=settings.health.stage_deadline_ms / 1000,
+    )
+    with _probes(settings, health, metrics):
+        view = bootstrap.open_view(settings)
+        bootstrap.check_topics(settings, view)  # a wrong name is told before the model is loaded
+        model = bootstrap.load_model(settings, progress=_say_progress)
+        ports = wrap(bootstrap.open_ports(settings, model, view))
+        service = bootstrap.Service(settings, ports, metrics=metrics, health=health, resume=resume)
+        service.run()
+    logger.info("stopped")
+
+
+def _leave_early(number: int, _frame: object) -> None:
+    """While the model loads nothing was taken and nothing is owed. Also what makes PID 1 of a container stop."""
+    logger.info("stopped by {} before the model was ready", signal.Signals(number).name)
+    os._exit(0)
+
+
+def end_service(error: Fatal | None = None) -> NoReturn:
+    """The last line of the log, and the exit code.
+
+    Ends the process at once: a thread that hangs in a store, a decoder or the model would keep the interpreter from
+    ending, long after the drain's deadline. All that is owed was done before.
+    """
+    if error is not None:
+        about = logger.bind(error_class=type(error).__name__, remedy=error.remedy, exit_code=error.exit_code)
+        about.error("{}", error)
+    logger.complete()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.exit_code if error is not None else 0)
+
+
+@contextmanager
+def _probes(settings: Settings, health: Health, metrics: Metrics) -> Iterator[None]:
+    """Probes answer from the start: alive, and not ready while the model loads."""
+    if not settings.health.enabled:
+        yield
+        return
+    server = HealthServer(
+        settings.health.host, settings.health.port, live=health.live, ready=health.ready, registry=metrics.registry
+    )
+    logger.bind(address=server.address).info("health and metrics at http://{}", server.address)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def _say_progress(share: float, what: str) -> None:
+    """In a log, a line a step says more than a bar."""
+    logger.info("default model: {} ({:.0%})", what, share)
+    sys.stderr.flush()

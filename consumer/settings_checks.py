@@ -1,0 +1,180 @@
+"""What each setting alone cannot tell: values that are wrong together, or that would break a promise."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from consumer.kafka_properties import HEADROOM_BYTES, LARGEST_MESSAGE_BYTES, refusals
+from consumer.names import replay_marker_topic
+from consumer.settings_tables import Settings
+from consumer.times import rfc3339_ms
+
+# Kafka's own rule (org.apache.kafka.common.internals.Topic): letters, digits, ".", "_" and "-", at most 249.
+_TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_PLACEHOLDER = re.compile(r"\{[^}]*\}?")
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A check that failed. `keys` are the settings involved, the one to change first."""
+
+    keys: tuple[str, ...]
+    wrong: str
+    fix: str
+
+
+def conflicts(settings: Settings) -> Iterator[Conflict]:
+    """Every check over more than one value."""
+    checks: tuple[Callable[[Settings], Iterator[Conflict]], ...] = (
+        _properties,
+        _topics,
+        _kafka,
+        _model,
+        _stores,
+        _bounds,
+        _deadlines,
+    )
+    for check in checks:
+        yield from check(settings)
+
+
+def _properties(settings: Settings) -> Iterator[Conflict]:
+    for key, reason in refusals(settings.kafka).items():
+        yield Conflict((key,), "refused, as it would break a promise", reason)
+
+
+def _topics(settings: Settings) -> Iterator[Conflict]:
+    kafka = settings.kafka
+    for topic in kafka.input_topics:
+        if topic.startswith("^"):
+            yield Conflict(
+                ("kafka.input_topics",),
+                f"{topic!r} is a pattern; topics are named one by one, since each is checked at start, created with "
+                "its size and watched for being recreated",
+                "list the topics",
+            )
+    named = [("kafka.input_topics", topic) for topic in kafka.input_topics if not topic.startswith("^")]
+    named += [("kafka.output_topic", kafka.output_topic), ("kafka.dead_letter_topic", kafka.dead_letter_topic)]
+    for key, topic in named:
+        if not _TOPIC_NAME.fullmatch(topic) or topic in {".", ".."}:
+            fix = "use letters, digits, '.', '_' and '-', at most 249 of them"
+            yield Conflict((key,), f"{topic!r} is no name for a topic", fix)
+    if len(set(kafka.input_topics)) != len(kafka.input_topics):
+        yield Conflict(("kafka.input_topics",), "a topic is listed twice", "list each once")
+    inputs = set(kafka.input_topics)
+    if kafka.output_topic in inputs:
+        yield Conflict(
+            ("kafka.output_topic", "kafka.input_topics"),
+            f"{kafka.output_topic!r} is an input topic too: every label event would come back as an image",
+            "give the label events a topic of their own",
+        )
+    taken = {*inputs, kafka.output_topic}
+    for topic in (kafka.dead_letter_topic, replay_marker_topic(kafka.dead_letter_topic)):
+        if topic in taken:
+            yield Conflict(
+                ("kafka.dead_letter_topic", "kafka.input_topics", "kafka.output_topic"),
+                f"{topic!r} is an input or the output topic too: letters would be taken for images or label events",
+                "give the dead letters a topic of their own",
+            )
+
+
+def _kafka(settings: Settings) -> Iterator[Conflict]:
+    kafka = settings.kafka
+    if settings.topics.replication_factor == 0:
+        fix = "give 1 or more, or -1 for the broker's default"
+        yield Conflict(("topics.replication_factor",), "none at all cannot be", fix)
+    if kafka.start not in {"earliest", "latest"}:
+        try:
+            rfc3339_ms(kafka.start)
+        except ValueError:
+            fix = 'give "earliest", "latest" or an RFC 3339 time with its offset, such as "2026-01-31T09:30:00Z"'
+            yield Conflict(("kafka.start",), f"{kafka.start!r} is no place to start", fix)
+    if not kafka.bootstrap_servers.strip():
+        yield Conflict(("kafka.bootstrap_servers",), "is empty", 'give "host:port", several with commas')
+    if not kafka.group_id.strip():
+        yield Conflict(("kafka.group_id",), "is empty", "give the name of the consumer group")
+    for placeholder in _PLACEHOLDER.findall(kafka.group_instance_id):
+        if placeholder != "{hostname}":
+            fix = "{hostname} is the only placeholder"
+            yield Conflict(("kafka.group_instance_id",), f"{placeholder!r} cannot be filled in", fix)
+    largest = LARGEST_MESSAGE_BYTES - HEADROOM_BYTES
+    if not 1024 <= kafka.max_message_bytes <= largest:
+        yield Conflict(("kafka.max_message_bytes",), "is outside what clients can do", f"give 1024 to {largest} bytes")
+
+
+def _model(settings: Settings) -> Iterator[Conflict]:
+    model = settings.model
+    if model.source != "default" and model.runtime != "null" and not model.labels:
+        yield Conflict(
+            ("model.labels", "model.source"),
+            "is empty, and a model of your own has no names for its classes without it",
+            'give the file: CSV "id,name" in any order, or one name a line',
+        )
+    if model.input_range[0] == model.input_range[1]:
+        fix = "give what pixel values 0 and 255 become, such as [0.0, 1.0]"
+        yield Conflict(("model.input_range",), "makes every pixel the same", fix)
+    for key, values in (("model.mean", model.mean), ("model.std", model.std)):
+        if len(values) not in {0, 1, 3}:
+            fix = "give none, one for all channels, or three: red, green, blue"
+            yield Conflict((key,), f"has {len(values)} values", fix)
+    if any(value == 0 for value in model.std):
+        yield Conflict(("model.std",), "has a zero, and pixels are divided by it", "give values other than zero")
+    if not re.fullmatch(r"auto|cpu|gpu(:\d+)?", model.device):
+        fix = 'give "auto", "cpu", or "gpu:0" and so on'
+        yield Conflict(("model.device",), f"{model.device!r} is no device", fix)
+
+
+def _stores(settings: Settings) -> Iterator[Conflict]:
+    for root in settings.stores.file.roots:
+        if not Path(root).is_absolute():
+            said = f"{root!r} is relative, and what it means depends on the folder that the service is started in"
+            yield Conflict(("stores.file.roots",), said, "give the whole path, from /")
+
+
+def _bounds(settings: Settings) -> Iterator[Conflict]:
+    batch, pipeline = settings.batch, settings.pipeline
+    if batch.max_size > pipeline.max_in_flight_messages:
+        yield Conflict(
+            ("batch.max_size", "pipeline.max_in_flight_messages"),
+            f"{batch.max_size} images never gather while only {pipeline.max_in_flight_messages} are let in flight",
+            "lower it, or raise pipeline.max_in_flight_messages to twice it",
+        )
+    if batch.max_bytes > pipeline.max_in_flight_bytes:
+        yield Conflict(
+            ("batch.max_bytes", "pipeline.max_in_flight_bytes"),
+            f"{batch.max_bytes} bytes never gather while only {pipeline.max_in_flight_bytes} are let in flight",
+            "lower it, or raise pipeline.max_in_flight_bytes",
+        )
+    if settings.retry.initial_backoff_ms > settings.retry.max_backoff_ms:
+        yield Conflict(
+            ("retry.initial_backoff_ms", "retry.max_backoff_ms"),
+            "is more than retry.max_backoff_ms",
+            "lower it, or raise retry.max_backoff_ms",
+        )
+
+
+def _deadlines(settings: Settings) -> Iterator[Conflict]:
+    """`/livez` fails past a stage's deadline; a stage that may rightly last longer would have the replica killed."""
+    deadline_ms = settings.health.stage_deadline_ms
+    waits = {
+        "batch.max_wait_ms": settings.batch.max_wait_ms,
+        "stores.fetch_deadline_ms": settings.stores.fetch_deadline_ms,
+        "model.infer_deadline_ms": settings.model.infer_deadline_ms,
+    }
+    for key, wait_ms in waits.items():
+        if wait_ms >= deadline_ms:
+            yield Conflict(
+                (key, "health.stage_deadline_ms"),
+                f"{wait_ms} ms is not below health.stage_deadline_ms ({deadline_ms}): a replica that only waits as it "
+                "should would be restarted",
+                "lower it, or raise health.stage_deadline_ms",
+            )
+    for key, value_ms in {
+        "health.stage_deadline_ms": deadline_ms,
+        "health.loop_deadline_ms": settings.health.loop_deadline_ms,
+        "model.infer_deadline_ms": settings.model.infer_deadline_ms,
+        "stores.fetch_deadline_ms": settings.stores.fetch_deadline_ms,
+    }.items():
+        if value_ms == 0:
+            yield Conflict((key,), "0 ms leaves no time at all", "give milliseconds, above zero")

@@ -1,0 +1,213 @@
+"""The tables of settings.toml: every key, its default and its bounds. Imports nothing of ours."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Property = str | int | float | bool
+RawProperties = dict[str, Property]
+"""librdkafka's properties by their own names, with dots."""
+
+Milliseconds = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A table of settings.toml: frozen, and a name it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+
+class KafkaSettings(Section):
+    """[kafka]"""
+
+    bootstrap_servers: str = "localhost:9092"
+    group_id: str = "ouzel"
+    group_protocol: Literal["classic", "consumer"] = "classic"
+    group_instance_id: str = ""
+    """Template for static membership: `{hostname}` is replaced; empty for a dynamic member."""
+    input_topics: Annotated[list[str], Field(min_length=1)] = ["images"]
+    output_topic: str = "predictions"
+    dead_letter_topic: str = "images.dlq"
+    start: str = "earliest"
+    """`earliest`, `latest` or an RFC 3339 time: where a group without committed offsets starts."""
+    on_offset_lost: Literal["earliest", "stop"] = "earliest"
+    max_message_bytes: Bytes = 16 * 1024 * 1024
+    metadata_interval_ms: Annotated[int, Field(ge=100)] = 10_000
+    request_timeout_ms: Annotated[int, Field(ge=100)] = 10_000
+    topic_gone_ms: Milliseconds = 30_000
+    """How long a deleted input topic may stay away (it may be made anew) before the replica ends."""
+    client: RawProperties = {}
+    consumer: RawProperties = {}
+    producer: RawProperties = {}
+    admin: RawProperties = {}
+
+
+class TopicSettings(Section):
+    """[topics]: what `ouzel topics create` makes."""
+
+    partitions: Count = 6
+    replication_factor: Annotated[int, Field(ge=-1)] = -1
+    """-1 is the broker's default."""
+    input_retention_ms: Annotated[int, Field(ge=-1)] = 7 * 24 * 3_600_000
+    output_retention_ms: Annotated[int, Field(ge=-1)] = 7 * 24 * 3_600_000
+    dead_letter_retention_ms: Annotated[int, Field(ge=-1)] = 28 * 24 * 3_600_000
+
+
+class BatchSettings(Section):
+    """[batch]"""
+
+    max_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    max_wait_ms: Milliseconds = 20
+    max_bytes: Bytes = 64 * 1024 * 1024
+
+
+class PipelineSettings(Section):
+    """[pipeline]"""
+
+    max_in_flight_messages: Count = 256
+    max_in_flight_bytes: Bytes = 256 * 1024 * 1024
+    max_uncommitted_messages: Count = 5_000
+    fetch_concurrency: Count = 32
+    decode_threads: Annotated[int, Field(ge=0)] = 0
+    """0: one for each core of the cgroup's quota."""
+
+
+class ModelSettings(Section):
+    """[model]"""
+
+    source: str = "default"
+    """`default`, or the folder of a SavedModel."""
+    name: str = ""
+    version: str = ""
+    labels: str = ""
+    """CSV `id,name` in any order, or one name a line."""
+    runtime: Literal["tensorflow", "null"] = "tensorflow"
+    device: str = "auto"
+    """`auto`, `cpu`, `gpu:0`, ..."""
+    signature: str = ""
+    """Empty: `serving_default`, else the only one there is."""
+    input_range: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+    """What pixel values 0 and 255 become, before mean and std."""
+    mean: list[float] = []
+    std: list[float] = []
+    resize: Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"] = "bilinear"
+    crop: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the shorter side kept by a centre crop; 1.0 squeezes the whole image in. See `docs/`."""
+    output: Literal["auto", "probabilities", "logits"] = "auto"
+    top_k: Annotated[int, Field(ge=1, le=1000)] = 5
+    min_score: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    infer_deadline_ms: Milliseconds = 120_000
+    threads: Annotated[int, Field(ge=0)] = 0
+    """0: as many as the cgroup's quota has cores."""
+
+
+class FileStoreSettings(Section):
+    """[stores.file]"""
+
+    roots: list[str] = []
+    """Directories below which `file://` may read; empty: `file://` is off."""
+
+
+class StoresSettings(Section):
+    """[stores]"""
+
+    file: FileStoreSettings = FileStoreSettings()
+    max_image_bytes: Bytes = 32 * 1024 * 1024
+    fetch_deadline_ms: Milliseconds = 10_000
+
+
+class InputSettings(Section):
+    """[input]"""
+
+    tombstones: Literal["skip", "forward", "dead_letter"] = "skip"
+    max_pixels: Count = 50_000_000
+    formats: list[Literal["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]] = [
+        "JPEG",
+        "PNG",
+        "WEBP",
+        "BMP",
+        "GIF",
+        "TIFF",
+    ]
+    max_metadata_bytes: Bytes = 8 * 1024
+
+
+class RetrySettings(Section):
+    """[retry]"""
+
+    max_attempts: Count = 5
+    initial_backoff_ms: Milliseconds = 100
+    max_backoff_ms: Milliseconds = 10_000
+
+
+class DeadLetterSettings(Section):
+    """[dead_letters]"""
+
+    on_limit: Literal["hold", "exit"] = "hold"
+    window_s: Count = 300
+    min_sample: Count = 100
+    content_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    system_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    system_consecutive: Count = 50
+    spring_headers: bool = False
+    """Whether letters also carry the headers of Spring for Apache Kafka (`kafka_dlt-...`)."""
+
+
+class DrainSettings(Section):
+    """[drain]"""
+
+    timeout_ms: Milliseconds = 30_000
+
+
+class CommitSettings(Section):
+    """[commit]"""
+
+    interval_ms: Annotated[int, Field(ge=10)] = 1_000
+
+
+class DeliverySettings(Section):
+    """[delivery]"""
+
+    guarantee: Literal["at-least-once"] = "at-least-once"
+
+
+class HealthSettings(Section):
+    """[health]"""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    """0: any free port, said at start."""
+    loop_deadline_ms: Milliseconds = 60_000
+    stage_deadline_ms: Milliseconds = 300_000
+
+
+class LogSettings(Section):
+    """[log]"""
+
+    level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["auto", "human", "json"] = "auto"
+    file: str = ""
+    rotation: str = "50 MB"
+    retention: str = "7 days"
+
+
+class Settings(Section):
+    """All of settings.toml."""
+
+    kafka: KafkaSettings = KafkaSettings()
+    topics: TopicSettings = TopicSettings()
+    batch: BatchSettings = BatchSettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    model: ModelSettings = ModelSettings()
+    stores: StoresSettings = StoresSettings()
+    input: InputSettings = InputSettings()
+    retry: RetrySettings = RetrySettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
+    drain: DrainSettings = DrainSettings()
+    commit: CommitSettings = CommitSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    health: HealthSettings = HealthSettings()
+    log: LogSettings = LogSettings()

@@ -1,0 +1,262 @@
+"""Parse: from a message's bytes to the one image it asks for.
+
+Four forms, recognised by the `content-type` header, else by the first bytes:
+
+* JSON, an image reference (`schemas/image-reference.v1.json`);
+* a CloudEvents 1.0 structured JSON whose `data` is one (binary-mode CloudEvents are the form above);
+* the encoded image itself;
+* `text/uri-list` with one URI.
+
+Where the form carries no id, the id is the `image-id` header, else the key, else `sha256:` and the value's digest.
+Errors name the field and what to do; they never repeat what the message holds.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from consumer.contract import MAX_IMAGE_ID_CHARS, MAX_URI_CHARS, ImageReference, ImageReferenceCloudEvent
+from consumer.errors import ImageTooLarge, MalformedMessage
+from consumer.headers import CONTENT_TYPE, IMAGE_ID
+from consumer.messages import Delivery, ImageJob
+
+Form = Literal["json", "cloudevent", "image", "uri-list"]
+M = TypeVar("M", bound=BaseModel)
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_URI_START = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]{0,31}://")
+_MAX_PROBLEMS_NAMED = 5
+_OUR_REASON = "Value error, "  # what pydantic puts before the text of a validator of ours
+
+# First bytes, and the media type they say. WebP is told by two places, see `_media_type_of`.
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"II*\x00", "image/tiff"),
+    (b"MM\x00*", "image/tiff"),
+    (b"II+\x00", "image/tiff"),  # BigTIFF
+    (b"MM\x00+", "image/tiff"),
+    (b"BM", "image/bmp"),
+)
+
+_REMEDIES: Mapping[str, str] = {
+    "image_id": "send a text of 1 to 1024 characters, without control characters, that names the image",
+    "uri": "send a URI of 1 to 8192 characters",
+    "data": "send an image reference as the event's data",
+    "sha256": "send 64 hex digits, or leave it out",
+    "captured_at": "send an RFC 3339 time such as 2026-01-31T09:30:00.125Z, or leave it out",
+    "top_k": "send an integer from 1 to 1000, or leave it out",
+    "metadata": "send an object of text to text",
+    "version": "send 1, or leave it out",
+    "specversion": 'send "1.0"',
+}
+
+
+class Parser:
+    """Fulfils `ports.MessageParser`. Holds only its bounds, so any thread may call it.
+
+    Args:
+        max_metadata_bytes: most bytes of UTF-8 in all names and values of `metadata` together.
+        max_image_bytes: most bytes of an image that comes inline; of a longer one nothing is decoded.
+    """
+
+    def __init__(self, *, max_metadata_bytes: int = 8 * 1024, max_image_bytes: int = 32 * 1024 * 1024) -> None:
+        self._max_metadata_bytes = max_metadata_bytes
+        self._max_image_bytes = max_image_bytes
+
+    def __call__(self, delivery: Delivery) -> ImageJob:
+        """The job that this message asks for.
+
+        Raises:
+            MalformedMessage: none of the four forms, or one with a field that is missing or wrong.
+            ImageTooLarge: inline bytes beyond `max_image_bytes`.
+        """
+        value = delivery.value
+        if value is None:
+            raise MalformedMessage("the value is null: a tombstone asks for no image; send an image or a reference")
+        if not value:
+            raise MalformedMessage("the value is empty: send an image, a JSON image reference or a URI")
+        media_type = _media_type(delivery)
+        form = _form_of(media_type, value)
+        if form == "image":
+            return self._image(delivery, value, media_type)
+        if form == "uri-list":
+            return _uri_job(delivery, value)
+        return self._reference(delivery, _json_object(value), enveloped=form == "cloudevent")
+
+    def _reference(self, delivery: Delivery, document: dict[str, object], *, enveloped: bool) -> ImageJob:
+        if enveloped or "specversion" in document:
+            _check_cloudevent_data(document)
+            self._check_inline_size(document.get("data"))
+            reference = _validated(ImageReferenceCloudEvent, document).data
+        else:
+            self._check_inline_size(document)
+            reference = _validated(ImageReference, document)
+        metadata = reference.metadata or {}
+        if metadata:
+            self._check_metadata_size(metadata)
+        return ImageJob(
+            delivery=delivery,
+            image_id=reference.image_id,
+            uri=reference.uri,
+            data=reference.data,
+            sha256=reference.sha256.lower() if reference.sha256 else None,
+            content_type=reference.content_type,
+            captured_at=reference.captured_at,
+            top_k=reference.top_k,
+            metadata=metadata,
+        )
+
+    def _image(self, delivery: Delivery, value: bytes, media_type: str) -> ImageJob:
+        if len(value) > self._max_image_bytes:
+            raise ImageTooLarge(_too_large(len(value), self._max_image_bytes))
+        content_type = media_type if media_type.startswith("image/") else _media_type_of(value)
+        return ImageJob(delivery=delivery, image_id=_image_id(delivery, value), data=value, content_type=content_type)
+
+    def _check_inline_size(self, reference: object) -> None:
+        data = reference.get("data") if isinstance(reference, dict) else None
+        if isinstance(data, str):
+            size = len(data) // 4 * 3 - data[-2:].count("=")
+            if size > self._max_image_bytes:
+                raise ImageTooLarge(f"data: {_too_large(size, self._max_image_bytes)}")
+
+    def _check_metadata_size(self, metadata: Mapping[str, str]) -> None:
+        size = sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
+        if size > self._max_metadata_bytes:
+            raise MalformedMessage(
+                f"metadata: {size} bytes of names and values, and {self._max_metadata_bytes} are the most: "
+                "send less, or raise input.max_metadata_bytes"
+            )
+
+
+def _media_type(delivery: Delivery) -> str:
+    """The last `content-type` header without its parameters, lower case; empty where there is none."""
+    found = b""
+    for name, value in delivery.headers:
+        if value and name.lower() == CONTENT_TYPE:
+            found = value
+    return found[:256].split(b";", 1)[0].strip().lower().decode("ascii", "replace") if found else ""
+
+
+def _form_of(media_type: str, value: bytes) -> Form:
+    if media_type == "application/cloudevents+json":
+        return "cloudevent"
+    if media_type == "text/uri-list":
+        return "uri-list"
+    if media_type.startswith("image/"):
+        return "image"
+    if media_type == "application/json" or media_type.endswith("+json"):
+        return "json"
+    # No header, or one that says nothing of the form (application/octet-stream): the bytes decide.
+    if _media_type_of(value):
+        return "image"
+    if value.removeprefix(_BYTE_ORDER_MARK)[:256].lstrip()[:1] in {b"{", b"["}:
+        return "json"
+    if _URI_START.match(value):
+        raise MalformedMessage("the value looks like a bare URI: send it with the header `content-type: text/uri-list`")
+    raise MalformedMessage(
+        "the first bytes are neither JSON nor a JPEG, PNG, WebP, BMP, GIF or TIFF image: "
+        "send one of these, or say what it is in a `content-type` header"
+    )
+
+
+def _media_type_of(value: bytes) -> str | None:
+    """What the first bytes say an image is; None where they are of no known image."""
+    for magic, media_type in _MAGIC:
+        if value.startswith(magic):
+            return media_type
+    return "image/webp" if value[:4] == b"RIFF" and value[8:12] == b"WEBP" else None
+
+
+def _json_object(value: bytes) -> dict[str, object]:
+    # orjson refuses nesting beyond 1024 levels, so no value can exhaust the stack.
+    try:
+        document = orjson.loads(value.removeprefix(_BYTE_ORDER_MARK))
+    except orjson.JSONDecodeError as error:
+        raise MalformedMessage(
+            f"the value is not JSON in UTF-8 (line {error.lineno}, column {error.colno}): send a JSON object"
+        ) from None
+    if not isinstance(document, dict):
+        raise MalformedMessage("the JSON is not an object: send one image reference in each message")
+    return document
+
+
+def _check_cloudevent_data(document: Mapping[str, object]) -> None:
+    if "data" not in document and "data_base64" in document:
+        raise MalformedMessage("data_base64: the event's `data` must be a JSON image reference; send it as `data`")
+    content_type = document.get("datacontenttype")
+    if isinstance(content_type, str):
+        media_type = content_type.split(";", 1)[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
+            raise MalformedMessage("datacontenttype: `data` must be a JSON image reference; send application/json")
+
+
+def _validated(model: type[M], document: Mapping[str, object]) -> M:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+    named = [_problem(tuple(problem["loc"]), problem["msg"]) for problem in problems[:_MAX_PROBLEMS_NAMED]]
+    more = len(problems) - len(named)
+    # Outside the handler, so that no trace carries pydantic's view of the input along.
+    raise MalformedMessage("; ".join(named) + (f"; and {more} more" if more else ""))
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    # A name of the sender's own making (in `metadata`) is of any length and content: it is not repeated.
+    names = [str(part) for part in location if part in _REMEDIES or part in ImageReferenceCloudEvent.model_fields]
+    where = ".".join(names) + ": " if names else ""
+    if message.startswith(_OUR_REASON):
+        return where + message.removeprefix(_OUR_REASON)  # ours say what to do
+    remedy = _REMEDIES.get(names[-1]) if names else None
+    return f"{where}{message}" + (f"; {remedy}" if remedy else "")
+
+
+def _image_id(delivery: Delivery, value: bytes) -> str:
+    """The id of an image whose message carries none in its value."""
+    header = delivery.header(IMAGE_ID)
+    if header is not None:
+        try:
+            return _bounded_id(header.decode(), IMAGE_ID)
+        except UnicodeDecodeError:
+            raise MalformedMessage(f"{IMAGE_ID} header: not UTF-8; {_REMEDIES['image_id']}") from None
+    key = delivery.key
+    if not key:
+        return "sha256:" + hashlib.sha256(value).hexdigest()
+    try:
+        text = key.decode()
+    except UnicodeDecodeError:
+        text = key.hex()
+    # A number as bytes often is UTF-8 by chance, and is no text for all that.
+    return _bounded_id(key.hex() if _CONTROL.search(text) else text, "key")
+
+
+def _bounded_id(text: str, where: str) -> str:
+    if not text or len(text) > MAX_IMAGE_ID_CHARS or _CONTROL.search(text):
+        raise MalformedMessage(f"{where}: no id for an image; {_REMEDIES['image_id']}, in an `{IMAGE_ID}` header")
+    return text
+
+
+def _uri_job(delivery: Delivery, value: bytes) -> ImageJob:
+    """RFC 2483: one URI a line, lines end in CRLF (or LF), those that begin with # are comments."""
+    try:
+        lines = [line.strip() for line in value.decode().splitlines()]
+    except UnicodeDecodeError:
+        raise MalformedMessage("the URI list is not UTF-8: percent-encode other bytes") from None
+    uris = [line for line in lines if line and not line.startswith("#")]
+    if len(uris) != 1:
+        raise MalformedMessage(f"the URI list has {len(uris)} URIs: send exactly one in each message")
+    if len(uris[0]) > MAX_URI_CHARS:
+        raise MalformedMessage(f"the URI has {len(uris[0])} characters: {_REMEDIES['uri']}")
+    return ImageJob(delivery=delivery, image_id=_image_id(delivery, value), uri=uris[0])
+
+
+def _too_large(size: int, most: int) -> str:
+    return f"the image has {size} bytes, and {most} are the most (stores.max_image_bytes)"

@@ -1,0 +1,338 @@
+"""Publish: outcomes become records on the output and dead-letter topics, and are reported when the broker has them.
+
+Nothing is given up here. A record whose fate is unknown is produced again with the same event id, in its old place:
+new records wait until every older one is settled, so that the events of a key keep their order (I4).
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+from consumer.errors import EventTooLarge, Fatal, OutputRefused, OutputUnavailable, ProcessingFailed
+from consumer.messages import Abandoned, Delivery, Labelled, Outcome, OutputRecord, Rejected, Skipped
+from consumer.observer import Observer
+from consumer.ports import Clock, ResultSink
+from consumer.stages.dead_letter_limit import DeadLetterLimit, Trip, Verdict
+from consumer.stages.events import EventContext, dead_letter, label_event, tombstone_forward, without_value
+from consumer.stages.order import KeyOrder
+
+_TICK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a delivery: `finished` is False where its lease went away first."""
+
+    delivery: Delivery
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Produced:
+    """A record on its way, and what it answers."""
+
+    outcome: Outcome
+    record: OutputRecord
+    since_s: float
+    alone: bool = False
+    """Refused for its size once, in a request that it may have shared: tried again by itself before it is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    number: int
+    error: Exception
+
+
+class _Resume:
+    """A person says go on after the dead-letter limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LoneDone:
+    """A record that was produced by itself is with the broker."""
+
+    number: int
+
+
+class _ForgetEnded:
+    """Partitions went away: their withheld letters are the next owner's."""
+
+
+_Event = _Failed | _LoneDone | _Resume | _ForgetEnded
+
+
+class Publisher:
+    """One thread between the flow and the sink.
+
+    `on_settled` is called once for every outcome, from the publisher's or the sink's thread; `on_crash` with what ends
+    the process.
+    """
+
+    def __init__(
+        self,
+        sink: ResultSink,
+        *,
+        context: EventContext,
+        limit: DeadLetterLimit,
+        clock: Clock,
+        observer: Observer,
+        forward_tombstones: bool,
+        redo_backoff_s: float,
+        on_settled: Callable[[Settled], None],
+        on_crash: Callable[[BaseException], None],
+    ) -> None:
+        self._sink = sink
+        self._context = context
+        self._limit = limit
+        self._clock = clock
+        self._observer = observer
+        self._forward_tombstones = forward_tombstones
+        self._redo_backoff_s = redo_backoff_s
+        self._on_settled = on_settled
+        self._on_crash = on_crash
+        self._order = KeyOrder()
+        self._inbox: queue.SimpleQueue[Outcome | _Event | None] = queue.SimpleQueue()
+        self._under_way: dict[int, _Produced] = {}
+        self._last_number = 0
+        self._taken = 0  # written by the owner alone
+        self._decided = 0  # written by this thread alone
+        self._redo: dict[int, _Produced] = {}
+        self._lone: int | None = None
+        """The record that is under way by itself; nothing else goes out meanwhile."""
+        self._redo_at_s = 0.0
+        self._backlog: deque[Outcome] = deque()
+        self._withheld: dict[int, Rejected] = {}
+        self._held: set[int] = set()
+        self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
+
+    # --- for the owner ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to publish."""
+        self._thread.start()
+
+    def took(self, delivery: Delivery) -> None:
+        """A message came in; call it in the order of delivery, before it enters the flow."""
+        self._taken += 1
+        self._order.took(delivery)
+
+    def submit(self, outcome: Outcome) -> None:
+        """Publish this. Any thread; never blocks."""
+        self._held.add(id(outcome.delivery))
+        self._inbox.put(outcome)
+
+    def resume(self) -> None:
+        """Go on after the dead-letter limit; what was withheld is published."""
+        self._inbox.put(_Resume())
+
+    def forget_ended(self) -> None:
+        """Let go of withheld letters whose lease has ended."""
+        self._inbox.put(_ForgetEnded())
+
+    @property
+    def trip(self) -> Trip | None:
+        """Why letters are withheld, if they are."""
+        return self._limit.trip
+
+    def withholds(self, delivery: Delivery) -> bool:
+        """Whether this message's letter waits for a person."""
+        return id(delivery) in self._withheld
+
+    def has(self, delivery: Delivery) -> bool:
+        """Whether this message's outcome came in and is not settled."""
+        return id(delivery) in self._held
+
+    def output_waiting_since_s(self) -> float | None:
+        """The monotonic second since which the oldest record waits for the broker's acknowledgement."""
+        waiting = [produced.since_s for produced in (*list(self._under_way.values()), *list(self._redo.values()))]
+        return min(waiting, default=None)
+
+    def close(self) -> None:
+        """Stop the thread. What it still holds was never committed. Idempotent."""
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                try:
+                    item = self._inbox.get(timeout=_TICK_S)
+                    if item is None:
+                        return
+                    self._accept(item)
+                except queue.Empty:
+                    pass
+                self._redo_when_settled()
+                with self._telling_of_trips():
+                    self._limit.check_probation(self._clock.monotonic_s())
+        except BaseException as error:
+            self._on_crash(error)
+
+    def _accept(self, item: Outcome | _Event) -> None:
+        if isinstance(item, _Failed):
+            self._failed(item)
+        elif isinstance(item, _Resume):
+            self._limit.resume()
+            self._release_withheld(lambda _rejected: True)
+        elif isinstance(item, _LoneDone):
+            self._lone = None if item.number == self._lone else self._lone
+        elif isinstance(item, _ForgetEnded):
+            self._release_withheld(lambda rejected: rejected.delivery.lease.ended)
+        else:
+            self._decided += 1
+            for outcome in self._order.release(item):
+                self._backlog.append(outcome)
+            self._publish_backlog()
+
+    def _publish_backlog(self) -> None:
+        while self._backlog and not self._redo and self._lone is None:
+            self._publish(self._backlog.popleft())
+
+    def _publish(self, outcome: Outcome) -> None:
+        delivery = outcome.delivery
+        if isinstance(outcome, Abandoned) or delivery.lease.ended:
+            self._settle(Settled(delivery, finished=False))
+        elif isinstance(outcome, Skipped):
+            tombstone = tombstone_forward(delivery, self._context) if self._forward_tombstones else None
+            if tombstone is None:
+                self._finished(outcome)
+            else:
+                self._produce(outcome, tombstone)
+        elif isinstance(outcome, Labelled):
+            self._publish_event(outcome)
+        else:
+            self._judge(outcome)
+
+    def _publish_event(self, labelled: Labelled) -> None:
+        delivery = labelled.delivery
+        try:
+            event = label_event(labelled, self._context, self._clock.utc_now())
+        except Exception as error:  # a defect that would end every replica that takes this message
+            failure = ProcessingFailed(f"its label event cannot be written out: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._judge(Rejected(delivery, failure, stage="publish", image_id=labelled.job.image_id))
+            return
+        over = self._limit.succeeded(delivery.partition, self._clock.monotonic_s())
+        if over and self._limit.trip is None:
+            self._release_withheld(lambda rejected: rejected.delivery.partition == delivery.partition)
+        self._produce(labelled, event)
+
+    def _judge(self, rejected: Rejected) -> None:
+        with self._telling_of_trips():
+            now_s = self._clock.monotonic_s()
+            undecided = max(0, self._taken - self._decided)
+            family = rejected.error.family
+            verdict = self._limit.judge(rejected.delivery.partition, family, now_s, undecided=undecided)
+        if verdict is Verdict.PUBLISH:
+            self._produce(rejected, dead_letter(rejected, self._context))
+        else:
+            self._withheld[id(rejected.delivery)] = rejected
+
+    @contextmanager
+    def _telling_of_trips(self) -> Iterator[None]:
+        known = self._limit.trip
+        yield
+        if known is None and self._limit.trip is not None:
+            self._observer.limit_reached(self._limit.trip)
+
+    def _release_withheld(self, which: Callable[[Rejected], bool]) -> None:
+        released = {number: rejected for number, rejected in self._withheld.items() if which(rejected)}
+        self._withheld = {number: each for number, each in self._withheld.items() if number not in released}
+        for rejected in released.values():
+            if rejected.delivery.lease.ended:
+                self._settle(Settled(rejected.delivery, finished=False))
+            else:
+                self._produce(rejected, dead_letter(rejected, self._context))
+
+    def _settle(self, settled: Settled) -> None:
+        self._on_settled(settled)  # first: at every moment the publisher or its owner has it
+        self._held.discard(id(settled.delivery))
+
+    # --- records on their way ---------------------------------------------------------------------------------------
+
+    def _produce(self, outcome: Outcome, record: OutputRecord) -> None:
+        self._last_number += 1
+        self._send(self._last_number, _Produced(outcome, record, self._clock.monotonic_s()))
+
+    def _send(self, number: int, produced: _Produced) -> None:
+        self._under_way[number] = produced
+        self._sink.publish(produced.record, partial(self._done, number))
+
+    def _done(self, number: int, error: Exception | None) -> None:
+        """Called by the sink's thread."""
+        if error is not None:
+            self._inbox.put(_Failed(number, error))
+            return
+        produced = self._under_way.pop(number)
+        self._observer.stage_seconds("publish", self._clock.monotonic_s() - produced.since_s)
+        self._finished(produced.outcome)
+        if produced.alone:
+            self._inbox.put(_LoneDone(number))
+
+    def _finished(self, outcome: Outcome) -> None:
+        self._observer.finished(outcome)
+        self._settle(Settled(outcome.delivery, finished=True))
+
+    def _failed(self, failed: _Failed) -> None:
+        produced = self._under_way.pop(failed.number)
+        if failed.number == self._lone:
+            self._lone = None
+        error = failed.error
+        if isinstance(error, EventTooLarge) and not produced.alone:
+            # The broker judges a request as a whole: the fault may be a neighbour's.
+            self._redo[failed.number] = replace(produced, alone=True)
+        elif isinstance(error, EventTooLarge):
+            self._too_large(produced, error)
+        elif isinstance(error, OutputUnavailable):
+            if not self._redo:
+                self._observer.output_down(error)
+            self._redo[failed.number] = produced
+            self._redo_at_s = self._clock.monotonic_s() + self._redo_backoff_s
+            self._observer.retried("publish")
+        elif isinstance(error, Fatal):
+            self._on_crash(error)
+        else:
+            raise error
+
+    def _too_large(self, produced: _Produced, error: EventTooLarge) -> None:
+        outcome, record = produced.outcome, produced.record
+        smaller = without_value(record)
+        if not isinstance(outcome, Rejected):
+            self._publish(Rejected(outcome.delivery, error, stage="publish"))
+        elif smaller is not record:
+            self._produce(outcome, smaller)
+        else:
+            self._on_crash(
+                OutputRefused(
+                    f"{record.topic} refuses even a letter without its value as too large",
+                    remedy=f"raise max.message.bytes of {record.topic}; `ouzel topics describe` says to what",
+                )
+            )
+
+    def _redo_when_settled(self) -> None:
+        """Produce again what may not have been written, in its old order, once nothing else is under way."""
+        if not self._redo:
+            self._publish_backlog()
+            return
+        if self._under_way or self._clock.monotonic_s() < self._redo_at_s:
+            return
+        for number, produced in sorted(self._redo.items()):
+            if produced.alone and self._under_way:
+                return
+            del self._redo[number]
+            if produced.outcome.delivery.lease.ended:
+                self._settle(Settled(produced.outcome.delivery, finished=False))
+                continue
+            self._send(number, produced)
+            if produced.alone:
+                self._lone = number
+                return
+        self._publish_backlog()

@@ -1,0 +1,169 @@
+"""Start: where a partition begins. librdkafka's own `auto.offset.reset` is always `error`; we decide, here.
+
+* A committed offset that the log still has: there.
+* One that retention overtook: the earliest there is, and the range that was lost is reported.
+* None, and the group is new to the topic: as `kafka.start` says. A group that starts at `latest` notes how many
+  partitions there were, so that one which appears later starts at its beginning and loses nothing.
+* A topic that was deleted and made again (its id changed): its beginning.
+
+What the next owner must know travels in the offset commit's metadata, as a small JSON note.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from consumer.errors import Family
+from consumer.messages import CommitPoint, Partition
+from consumer.ports import GroupView, TopicFacts
+
+MADE_ANEW = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What goes with a committed offset."""
+
+    topic_id: str = ""
+    start_partitions: int = 0
+    """How many partitions the topic had when the group began; 0 where unknown, `MADE_ANEW` where it had another topic
+    of that name: all its partitions appeared later."""
+    trip: Family | None = None
+    """The family of dead letters over whose limit the partition's owner tripped."""
+
+    def dump(self) -> str:
+        """As commit metadata."""
+        fields: dict[str, Any] = {"v": 1, "topic_id": self.topic_id, "start_partitions": self.start_partitions}
+        if self.trip is not None:
+            fields["trip"] = self.trip
+        return orjson.dumps(fields).decode()
+
+    @classmethod
+    def load(cls, metadata: str) -> "Note":
+        """From commit metadata; another client's metadata says nothing to us."""
+        try:
+            fields = orjson.loads(metadata)
+        except orjson.JSONDecodeError:
+            return cls()
+        if not isinstance(fields, dict) or fields.get("v") != 1:
+            return cls()
+        trip = fields.get("trip")
+        partitions = fields.get("start_partitions")
+        return cls(
+            topic_id=str(fields.get("topic_id", "")),
+            start_partitions=partitions if isinstance(partitions, int) else 0,
+            trip=trip if trip in ("content", "system") else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StartPoint:
+    """Where to begin with one partition."""
+
+    offset: int
+    topic_id: str
+    committed: CommitPoint | None
+    note: Note
+    lost: tuple[int, int] | None = None
+    """[first, end) of what the log no longer has."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """What the broker has of one partition."""
+
+    facts: TopicFacts
+    earliest: int
+    latest: int
+
+
+def find_starts(
+    view: GroupView,
+    partitions: Sequence[Partition],
+    *,
+    start: str | int,
+    positions: Mapping[Partition, int],
+    recreated: bool,
+    known_ids: Mapping[str, str],
+) -> dict[Partition, StartPoint]:
+    """Ask the cluster, and decide for each partition. Partitions whose topic is away are left out.
+
+    Args:
+        view: blocks; raises BrokerUnreachable, NotAuthorized.
+        partitions: those to begin.
+        start: `earliest`, `latest` or milliseconds since the epoch.
+        positions: where we were, for partitions whose position the broker refused.
+        recreated: the topics were made anew: what is known of the old ones counts for nothing.
+        known_ids: the topics' ids when we last began one of their partitions. The group's offsets may have gone away
+            with a topic, and then nothing else tells one made anew from one that is new to the group.
+    """
+    topics = view.topics(sorted({partition.topic for partition in partitions}))
+    there = [p for p in partitions if p.topic in topics and p.number < topics[p.topic].partitions]
+    everywhere = [Partition(name, number) for name, facts in topics.items() for number in range(facts.partitions)]
+    committed = {} if recreated else dict(view.committed(everywhere))
+    earliest, latest = view.offsets(there, "earliest"), view.offsets(there, "latest")
+    known = _start_partitions(committed, topics)
+    fresh = [p for p in there if p not in committed]
+    at_start = view.offsets(fresh, start) if isinstance(start, int) and fresh and not recreated else {}
+    points: dict[Partition, StartPoint] = {}
+    for partition in there:
+        log = _Log(topics[partition.topic], earliest[partition], latest[partition])
+        found = committed.get(partition)
+        note = Note.load(found.metadata) if found is not None else Note()
+        same = found is not None and _same_topic(found, log.facts)
+        anew = not same and (
+            recreated or found is not None or _differ(known_ids.get(partition.topic, ""), log.facts.topic_id)
+        )
+        at_first = note.start_partitions or known.get(partition.topic, 0) or log.facts.partitions
+        note = replace(note, topic_id=log.facts.topic_id, start_partitions=MADE_ANEW if anew else at_first)
+        position = positions.get(partition, found.offset if found is not None else None)
+        if position is not None and not anew:
+            points[partition] = _go_on(found, position, note, log)
+        elif anew or start == "earliest":
+            points[partition] = StartPoint(log.earliest, log.facts.topic_id, None, note)
+        elif isinstance(start, int):
+            points[partition] = StartPoint(at_start[partition], log.facts.topic_id, None, note)
+        else:
+            later = partition.number >= note.start_partitions
+            offset = log.earliest if later else log.latest
+            points[partition] = StartPoint(offset, log.facts.topic_id, None, note)
+    return points
+
+
+def _go_on(found: CommitPoint | None, position: int, note: Note, log: _Log) -> StartPoint:
+    """Where we were, or the nearest that the log still has."""
+    topic_id = log.facts.topic_id
+    if position < log.earliest:
+        return StartPoint(log.earliest, topic_id, found, note, lost=(position, log.earliest))
+    if position <= log.latest:
+        return StartPoint(position, topic_id, found, note)
+    # The log was cut short behind us, e.g. by an unclean leader election. Messages between the committed offset and our
+    # position are not finished: those that are left are read again. A commit beyond the end is worth nothing: kept, it
+    # would skip what is written there from now on.
+    committed = found if found is not None and found.offset <= log.latest else None
+    if found is None:
+        return StartPoint(log.earliest, topic_id, None, note)
+    return StartPoint(max(log.earliest, min(found.offset, log.latest)), topic_id, committed, note)
+
+
+def _same_topic(found: CommitPoint, facts: TopicFacts) -> bool:
+    return not _differ(Note.load(found.metadata).topic_id, facts.topic_id)
+
+
+def _differ(known_id: str, topic_id: str) -> bool:
+    """Whether both are known, and not the same."""
+    return bool(known_id and topic_id and known_id != topic_id)
+
+
+def _start_partitions(committed: Mapping[Partition, CommitPoint], topics: Mapping[str, TopicFacts]) -> dict[str, int]:
+    """How many partitions each topic had when the group began, by the notes of any of its partitions."""
+    known: dict[str, int] = {}
+    for partition, point in committed.items():
+        facts = topics.get(partition.topic)
+        if facts is not None and _same_topic(point, facts):
+            count = Note.load(point.metadata).start_partitions
+            if known.get(partition.topic) != MADE_ANEW:
+                known[partition.topic] = count if count == MADE_ANEW else max(known.get(partition.topic, 0), count)
+    return known

@@ -1,0 +1,178 @@
+"""`ouzel run` that kills itself, or gets slow, at a named point. Only tests start it; the product has no such code.
+
+OUZEL_TEST_CRASH_AT=point:count    SIGKILL at the count-th passing of
+    fetched         an image's bytes are here (references only)
+    decoded         its pixels are here
+    predicted       the model has answered
+    produced        a record was handed to the producer
+    delivered       the broker has acknowledged a record, and nobody was told yet
+    before-commit   an offset commit is about to be sent
+    after-commit    an offset commit was sent
+OUZEL_TEST_SLOW_MODEL_S=seconds    each batch takes so much longer
+OUZEL_TEST_FREEZE_OWNER=count:seconds   the thread that owns the consumer stands still once, at its count-th message
+OUZEL_TEST_HANG_MODEL=count        the model's count-th batch never comes back
+OUZEL_TEST_BUG=commit-taken        a seeded bug: each commit says that everything taken is finished
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from consumer.bootstrap import Ports
+from consumer.errors import Fatal
+from consumer.messages import CommitPoint, Delivery, Partition
+from consumer.service import end_service, run_service
+from consumer.settings import load
+
+
+def end_process() -> None:
+    """SIGKILL, and wait for it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+class CrashPoint:
+    """Counts the passings of all points; at the chosen one the process ends, or does what `then` says."""
+
+    def __init__(self, chosen: str, then: Callable[[], object] = end_process) -> None:
+        self._point, _, count = chosen.partition(":")
+        self._left = int(count or 1)
+        self._then = then
+        self._lock = threading.Lock()
+
+    def passed(self, point: str) -> None:
+        """Never returns from the last passing."""
+        if point != self._point:
+            return
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._then()
+
+
+class Wrapped:
+    """Anything, with some of its methods replaced."""
+
+    def __init__(self, inner: Any, **methods: Callable[..., Any]) -> None:
+        self._inner = inner
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def after(method: Callable[..., Any], passed: Callable[[], None]) -> Callable[..., Any]:
+    """The method, with a point behind it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        passed()
+        return result
+
+    return call
+
+
+def before(method: Callable[..., Any], passed: Callable[[], None]) -> Callable[..., Any]:
+    """The method, with a point before it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        passed()
+        return method(*args, **kwargs)
+
+    return call
+
+
+def with_crash_points(ports: Ports) -> Ports:
+    """Puts the points between the service and its ports."""
+    crash = CrashPoint(os.environ.get("OUZEL_TEST_CRASH_AT", "nowhere:1"))
+    hang = CrashPoint(f"hang:{os.environ.get('OUZEL_TEST_HANG_MODEL', '0')}", then=threading.Event().wait)
+    slow_s = float(os.environ.get("OUZEL_TEST_SLOW_MODEL_S", "0"))
+
+    def at(point: str) -> Callable[[], None]:
+        return lambda: crash.passed(point)
+
+    def publish(record: Any, done: Callable[[Exception | None], None]) -> None:
+        def delivered(error: Exception | None) -> None:
+            if error is None:
+                crash.passed("delivered")
+            done(error)
+
+        ports.sink.publish(record, delivered)
+        crash.passed("produced")
+
+    def infer(pixels: Any) -> Any:
+        time.sleep(slow_s)
+        hang.passed("hang")
+        scores = ports.model.runtime.infer(pixels)
+        crash.passed("predicted")
+        return scores
+
+    source: Any = ports.source
+    if os.environ.get("OUZEL_TEST_BUG") == "commit-taken":
+        source = _committing_what_was_taken(source)
+    commit = after(before(source.commit, at("before-commit")), at("after-commit"))
+    decoder, runtime = ports.model.decoder, ports.model.runtime
+    wrapped: Any = Wrapped
+    return replace(
+        ports,
+        source=wrapped(source, commit=commit, poll=_freezing(source.poll)),
+        sink=wrapped(ports.sink, publish=publish),
+        stores=[wrapped(store, fetch=after(store.fetch, at("fetched"))) for store in ports.stores],
+        model=replace(
+            ports.model,
+            decoder=wrapped(decoder, decode=after(decoder.decode, at("decoded"))),
+            runtime=wrapped(runtime, infer=infer),
+        ),
+    )
+
+
+def _committing_what_was_taken(source: Any) -> Any:
+    """The bug that I2 forbids: the newest offset taken is committed, whatever became of it."""
+    taken: dict[Partition, int] = {}
+
+    def poll(timeout_s: float) -> Any:
+        found = source.poll(timeout_s)
+        if isinstance(found, Delivery):
+            taken[found.partition] = found.offset + 1
+        return found
+
+    def commit(points: Mapping[Partition, CommitPoint]) -> None:
+        source.commit(
+            {each: CommitPoint(taken.get(each, point.offset), point.metadata) for each, point in points.items()}
+        )
+
+    return Wrapped(source, poll=poll, commit=commit)
+
+
+def _freezing(poll: Callable[..., Any]) -> Callable[..., Any]:
+    count, _, seconds = os.environ.get("OUZEL_TEST_FREEZE_OWNER", "0:0").partition(":")
+    left = int(count)
+
+    def call(timeout_s: float) -> Any:
+        nonlocal left
+        found = poll(timeout_s)
+        if found is not None:
+            left -= 1
+            if left == 0:
+                time.sleep(float(seconds))
+        return found
+
+    return call
+
+
+def main() -> None:
+    """What `ouzel run` does."""
+    try:
+        run_service(load(), resume="--resume" in sys.argv, wrap=with_crash_points)
+    except Fatal as error:
+        end_service(error)
+    end_service()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,377 @@
+"""A real Apache Kafka from jars, for tests and benchmarks. Maven fetches it once into `.kafka/`.
+
+`Cluster` is any Kafka that is reached by its address; `KafkaBroker` is one node of our own that can be stopped,
+killed and paused.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    NewPartitions,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+)
+
+from tests.processes import free_port, start_process, tail, wait_until
+
+KAFKA_VERSION = "4.4.0"
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_HERE = Path(__file__).resolve().parent / "kafka"
+_STORAGE_ID = "4L6g3nShT-eMCtK--X86sw"  # any base64 UUID will do
+
+# Single node, as small and as quick as it gets. Fixed facts: Apache Kafka 4.4's own configuration names.
+_BASE_PROPERTIES = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "controller.listener.names": "CONTROLLER",
+    "inter.broker.listener.name": "CLIENT",
+    "auto.create.topics.enable": "false",
+    # After kill() the node waits this long for its own old session; a pause beyond it fences the node for a moment.
+    "broker.session.timeout.ms": "6000",
+    "broker.heartbeat.interval.ms": "500",
+    "group.initial.rebalance.delay.ms": "0",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "10",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "10",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "share.coordinator.state.topic.num.partitions": "3",
+    "group.min.session.timeout.ms": "3000",
+    "group.consumer.min.session.timeout.ms": "3000",  # a group may ask for less than the broker's own 6 s
+    "group.consumer.session.timeout.ms": "6000",
+    "group.consumer.min.heartbeat.interval.ms": "1000",
+    "group.consumer.heartbeat.interval.ms": "1000",
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+    "log.retention.check.interval.ms": "1000",
+    "log.initial.task.delay.ms": "1000",
+    "log.cleaner.backoff.ms": "1000",
+}
+_SECURE_PROPERTIES = {
+    "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "sasl.enabled.mechanisms": "PLAIN",
+    "sasl.mechanism.inter.broker.protocol": "PLAIN",
+    "listener.name.client.plain.sasl.jaas.config": (
+        "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        ' username="admin" password="admin-secret" user_admin="admin-secret" user_ouzel="ouzel-secret";'
+    ),
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    # ANONYMOUS is the node's own controller connection: the client listener lets nobody in without a password.
+    "super.users": "User:admin;User:ANONYMOUS",
+    "allow.everyone.if.no.acl.found": "false",
+}
+_HEAP_OPTIONS = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
+
+
+class KafkaUnavailable(Exception):
+    """No Kafka can be had here; the message says what to install."""
+
+
+def find_java() -> str:
+    """The `java` to use.
+
+    Raises:
+        KafkaUnavailable: there is none.
+    """
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java", path=str(Path(home) / "bin")) if home else shutil.which("java")
+    if java is None:
+        raise KafkaUnavailable("no Java: install a JRE, version 17 or later, or set OUZEL_TEST_BOOTSTRAP_SERVERS")
+    return java
+
+
+def fetch_jars() -> Path:
+    """The folder of Kafka's jars; Maven fetches them at the first call (45 jars, 43 MB, about 10 s).
+
+    Raises:
+        KafkaUnavailable: they are not here and Maven is missing or fails.
+    """
+    jars = _REPOSITORY / ".kafka" / KAFKA_VERSION
+    if jars.is_dir():
+        return jars
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise KafkaUnavailable("no Maven: install `mvn`, or set OUZEL_TEST_BOOTSTRAP_SERVERS")
+    sys.stderr.write(f"Fetching Apache Kafka {KAFKA_VERSION} by Maven into .kafka/ (43 MB, once)\n")
+    jars.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fetching-", dir=jars.parent) as scratch:
+        fetched = Path(scratch) / "libs"
+        answer = subprocess.run(
+            [
+                *(maven, "-q", "-B", "-f", str(_HERE / "pom.xml"), "dependency:copy-dependencies"),
+                *("-DincludeScope=runtime", f"-DoutputDirectory={fetched}"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if answer.returncode != 0:
+            raise KafkaUnavailable(f"Maven could not fetch Apache Kafka:\n{(answer.stdout + answer.stderr)[-2000:]}")
+        try:
+            fetched.rename(jars)  # complete or not there at all
+        except OSError:
+            if not jars.is_dir():  # else another run was quicker: the same jars
+                raise
+    return jars
+
+
+class Cluster:
+    """A Kafka that is reached by its address.
+
+    `properties` are librdkafka's for a client that may do anything there.
+    """
+
+    def __init__(self, bootstrap_servers: str, properties: Mapping[str, Any] | None = None) -> None:
+        self.bootstrap_servers = bootstrap_servers
+        self._properties = dict(properties or {})
+        self._admin: AdminClient | None = None
+
+    def client_properties(self, **more: Any) -> dict[str, Any]:
+        """librdkafka properties for a client of this cluster; `_` in the names of `more` stands for the dot."""
+        return {
+            "bootstrap.servers": self.bootstrap_servers,
+            "log_level": 2,  # connection refused, while a broker is stopped on purpose, is no news
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 500,
+            **self._properties,
+            **{name if name.endswith("_cb") else name.replace("_", "."): value for name, value in more.items()},
+        }
+
+    def admin(self) -> AdminClient:
+        """An administrator's client, made once."""
+        if self._admin is None:
+            self._admin = AdminClient(self.client_properties())
+        return self._admin
+
+    def create_topic(
+        self, name: str, *, partitions: int = 1, config: Mapping[str, str] | None = None, timeout_s: float = 20
+    ) -> str:
+        """Create a topic, wait until every partition has a leader, and return its name."""
+        topic = NewTopic(name, num_partitions=partitions, config=dict(config or {}))
+        self.admin().create_topics([topic], operation_timeout=timeout_s)[name].result(timeout_s)
+        self._wait_for_leaders(name, partitions, timeout_s)
+        return name
+
+    def delete_topic(self, name: str, *, timeout_s: float = 20) -> None:
+        """Delete a topic and wait until the broker no longer lists it."""
+        self.admin().delete_topics([name], operation_timeout=timeout_s)[name].result(timeout_s)
+        wait_until(
+            lambda: name not in self.admin().list_topics(timeout=timeout_s).topics,
+            timeout_s=timeout_s,
+            what=f"topic {name} to go away",
+        )
+
+    def add_partitions(self, name: str, total: int, *, timeout_s: float = 20) -> None:
+        """Raise a topic's number of partitions to `total` and wait until each has a leader."""
+        request = NewPartitions(name, total)
+        self.admin().create_partitions([request], operation_timeout=timeout_s)[name].result(timeout_s)
+        self._wait_for_leaders(name, total, timeout_s)
+
+    def _wait_for_leaders(self, name: str, partitions: int, timeout_s: float) -> None:
+        def led() -> bool:
+            topic = self.admin().list_topics(timeout=timeout_s).topics.get(name)
+            return (
+                topic is not None
+                and len(topic.partitions) == partitions
+                and all(partition.leader >= 0 for partition in topic.partitions.values())
+            )
+
+        wait_until(led, timeout_s=timeout_s, what=f"{partitions} leaders of topic {name}")
+
+
+class KafkaBroker(Cluster):
+    """One node of Apache Kafka of our own: a Java process with its data in a temporary folder and its own ports.
+
+    Args:
+        secure: clients need a password, and an authorizer refuses whatever no ACL allows. Users: `admin` (may do
+            anything) and `ouzel` (may do nothing until `allow`); see `user_properties`.
+        properties: more lines of server.properties.
+        advertised_port: the port that clients are told, where a proxy stands between.
+    """
+
+    def __init__(
+        self, *, secure: bool = False, properties: Mapping[str, str] | None = None, advertised_port: int | None = None
+    ) -> None:
+        self.secure = secure
+        self.port = free_port()
+        self._java = find_java()
+        self._jars = fetch_jars()
+        self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-"))
+        self.log_path = self._directory / "broker.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._write_properties(properties or {}, advertised_port or self.port)
+        super().__init__(f"127.0.0.1:{advertised_port or self.port}", self.user_properties("admin") if secure else None)
+
+    @staticmethod
+    def user_properties(user: str) -> dict[str, str]:
+        """librdkafka properties that sign a client in to a secure broker as `admin` or `ouzel`."""
+        return {
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": user,
+            "sasl.password": f"{user}-secret",
+        }
+
+    def allow(self, operation: AclOperation, resource: ResourceType, name: str) -> None:
+        """Let the user `ouzel` do `operation` to the topic or group `name`, or to all that begin so if it ends in
+        `*`."""
+        acl = self._acl(operation, resource, name)
+        self.admin().create_acls([acl])[acl].result(20)
+
+    def revoke(self, operation: AclOperation, resource: ResourceType, name: str) -> None:
+        """Take an `allow` back; the same arguments."""
+        acl = self._acl(operation, resource, name)
+        found = AclBindingFilter(
+            acl.restype,
+            acl.name,
+            acl.resource_pattern_type,
+            acl.principal,
+            acl.host,
+            acl.operation,
+            acl.permission_type,
+        )
+        assert self.admin().delete_acls([found])[found].result(20), f"there was no {acl}"
+
+    @staticmethod
+    def _acl(operation: AclOperation, resource: ResourceType, name: str) -> AclBinding:
+        pattern = ResourcePatternType.PREFIXED if name.endswith("*") else ResourcePatternType.LITERAL
+        return AclBinding(
+            resource, name.removesuffix("*"), pattern, "User:ouzel", "*", operation, AclPermissionType.ALLOW
+        )
+
+    def _write_properties(self, more: Mapping[str, str], advertised_port: int) -> None:
+        controller_port = free_port()
+        controller = f"CONTROLLER://127.0.0.1:{controller_port}"
+        lines = {
+            **_BASE_PROPERTIES,
+            "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            **(_SECURE_PROPERTIES if self.secure else {}),
+            "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller_port}",
+            "listeners": f"CLIENT://127.0.0.1:{self.port},{controller}",
+            "advertised.listeners": f"CLIENT://127.0.0.1:{advertised_port},{controller}",
+            "log.dirs": str(self._directory / "data"),
+            **more,
+        }
+        path = self._directory / "server.properties"
+        path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+
+    def _java_command(self, *arguments: str) -> list[str]:
+        logging = f"-Dlog4j2.configurationFile={_HERE / 'log4j2.xml'}"
+        return [self._java, *_HEAP_OPTIONS, logging, "-cp", f"{self._jars}/*", *arguments]
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there (it may be paused)."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The Java process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *, timeout_s: float = 60) -> Self:
+        """Start it on its data and its port, and wait until it answers an administrator."""
+        assert not self.running
+        configuration = str(self._directory / "server.properties")
+        with self.log_path.open("ab") as log:
+            if not (self._directory / "data").exists():
+                subprocess.run(
+                    self._java_command(
+                        *("kafka.tools.StorageTool", "format", "-t", _STORAGE_ID, "-c", configuration, "--standalone")
+                    ),
+                    stdout=log,
+                    stderr=log,
+                    timeout=timeout_s,
+                    check=True,
+                )
+            self._process = start_process(self._java_command("kafka.Kafka", configuration), output=log)
+        try:
+            wait_until(self._answers, timeout_s=timeout_s, what="Apache Kafka to answer")
+        except Exception as error:
+            self.kill()
+            raise RuntimeError(f"{error}\n--- {self.log_path}\n{tail(self.log_path)}") from error
+        return self
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"Apache Kafka ended with {self._process.returncode} at its start")
+        try:
+            return bool(self.admin().list_topics(timeout=1).brokers)
+        except KafkaException:
+            return False
+
+    def stop(self, *, timeout_s: float = 30) -> None:
+        """SIGTERM, and wait: a clean shutdown."""
+        if self._process is not None:
+            self.resume()
+            self._process.terminate()
+            self._process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait: as if the power went."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        assert self.running
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT, whether it was paused or not."""
+        if self.running:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        """A clean stop and a start on the same data and port."""
+        self.stop()
+        self.start()
+
+    def ensure_running(self) -> None:
+        """Undo whatever a test did to it."""
+        self._admin = None  # a client that has seen a fault may wait out its own back-off
+        if self.running:
+            self.resume()
+            wait_until(self._answers, timeout_s=30, what="Apache Kafka to answer again")
+        else:
+            self.start()
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the Java process so far, user and system."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def close(self) -> None:
+        """Kill it and remove its data."""
+        self.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,214 @@
+"""One run under watch: what is sent, what comes of it, and the verdict.
+
+with Run(kafka, topics, tmp_path) as run, Replica(kafka, topics) as replica:
+    replica.start().wait_ready()
+    run.send(run.photographs(1000, photographs))
+    replica.kill9()
+    replica.start()
+    run.healed(within_s=60)
+    run.assert_all_promises_kept()
+"""
+
+import base64
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from confluent_kafka import KafkaError, Message, Producer
+
+from tests.history import Recorder, SentInput, Summary, base64_or_none, load, sha256_or_none, summarize, verify
+from tests.kafka_broker import Cluster
+from tests.kafka_clients import Headers, read_to_end
+from tests.observer import Observer, topic_ids
+from tests.replica import TopicNames
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A message to send. `image_id` is what its label event must say; None where the service makes the id itself."""
+
+    value: bytes | None = field(repr=False)
+    key: bytes | None = None
+    image_id: str | None = None
+    headers: Headers = field(default_factory=list)
+    partition: int | None = None
+
+
+def inline_image(image_id: str, body: bytes, **more: Any) -> bytes:
+    """An `image-reference` with the image in it."""
+    return json.dumps({"image_id": image_id, "data": base64.b64encode(body).decode(), **more}).encode()
+
+
+def referenced_image(image_id: str, path: Path, **more: Any) -> bytes:
+    """An `image-reference` to a file; the replica needs its folder in OUZEL_STORES__FILE__ROOTS."""
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return json.dumps({"image_id": image_id, "uri": path.as_uri(), "sha256": sha256, **more}).encode()
+
+
+class Run:
+    """Sends, watches and judges. Its history is `folder/history.jsonl`."""
+
+    def __init__(self, cluster: Cluster, topics: TopicNames, folder: Path) -> None:
+        self._cluster = cluster
+        self._topics = topics
+        self.history_path = folder / "history.jsonl"
+        self.recorder = Recorder(self.history_path)
+        self.observer = Observer(
+            cluster,
+            self.recorder,
+            group=topics.group,
+            images=[topics.images],
+            predictions=topics.predictions,
+            dead_letters=topics.dead_letters,
+        )
+        self._numbers = count()
+        self.sent = 0
+        """Acknowledged inputs so far, tombstones and all."""
+
+    # --- inputs -----------------------------------------------------------------------------------------------------
+
+    def photographs(
+        self, how_many: int, paths: Sequence[Path], *, keys: int = 20, by_reference: bool = False
+    ) -> Iterator[Input]:
+        """Messages with one photograph each, taken in turn, under so many keys (0: without a key)."""
+        bodies = [path.read_bytes() for path in paths]
+        for _ in range(how_many):
+            number = next(self._numbers)
+            image_id = f"image-{number:06d}"
+            which = number % len(paths)
+            value = referenced_image(image_id, paths[which]) if by_reference else inline_image(image_id, bodies[which])
+            yield Input(value, key=b"key-%d" % (number % keys) if keys else None, image_id=image_id)
+
+    def send(self, inputs: Iterable[Input], *, timeout_s: float = 60, **producer: Any) -> list[SentInput]:
+        """Send, wait for the acknowledgements, and write both kinds down: acknowledged, and never heard of."""
+        ids = topic_ids(self._cluster, [self._topics.images])
+        topic_id = ids[self._topics.images]
+        lines: list[SentInput] = []
+        placeless: list[Input] = []
+        properties = {"partitioner": "murmur2_random", "linger_ms": 5, "enable_idempotence": True} | producer
+        client = Producer(self._cluster.client_properties(**properties))
+        for message in inputs:
+
+            def done(error: KafkaError | None, record: Message, message: Input = message) -> None:
+                if error is None and record.offset() is None:
+                    placeless.append(message)  # a retry was told "duplicate": it is written, and nobody says where
+                    return
+                lines.append(self._line(message, topic_id, None if error is not None else record))
+
+            where: Any = {} if message.partition is None else {"partition": message.partition}
+            while True:
+                try:
+                    client.produce(
+                        self._topics.images,
+                        value=message.value,
+                        key=message.key,
+                        headers=message.headers,
+                        on_delivery=done,
+                        **where,
+                    )
+                    break
+                except BufferError:
+                    client.poll(0.1)
+            client.poll(0)
+        left = client.flush(timeout_s)
+        assert left == 0, f"{left} inputs were neither acknowledged nor given up within {timeout_s} s"
+        if placeless:
+            known = {(line.partition, line.offset) for line in lines}
+            found = [
+                record
+                for record in read_to_end(self._cluster, self._topics.images)
+                if (record.partition(), record.offset()) not in known
+            ]
+            for message in placeless:
+                match = next(
+                    record for record in found if (record.key(), record.value()) == (message.key, message.value)
+                )
+                found.remove(match)
+                lines.append(self._line(message, topic_id, match))
+        return lines
+
+    def _line(self, message: Input, topic_id: str, record: Message | None) -> SentInput:
+        line = SentInput(
+            topic=self._topics.images,
+            topic_id=topic_id,
+            partition=-1 if record is None else record.partition() or 0,
+            offset=-1 if record is None else record.offset() or 0,
+            key=base64_or_none(message.key),
+            image_id=message.image_id,
+            sha256=sha256_or_none(message.value),
+            acknowledged=record is not None,
+        )
+        self.recorder.sent(line)
+        self.sent += line.acknowledged
+        return line
+
+    @contextmanager
+    def sending(self, paths: Sequence[Path], *, per_second: int, keys: int = 20, **producer: Any) -> Iterator[None]:
+        """Sends photographs all the while, from a thread, at about this rate."""
+        stopping = threading.Event()
+        broken: list[BaseException] = []
+
+        def paced() -> Iterator[Input]:
+            begun_s = time.monotonic()
+            sent = 0
+            while not stopping.is_set():
+                due = int((time.monotonic() - begun_s) * per_second)
+                yield from self.photographs(max(0, due - sent), paths, keys=keys)
+                sent = max(sent, due)
+                stopping.wait(0.02)
+
+        def work() -> None:
+            try:
+                self.send(paced(), **producer)
+            except BaseException as error:
+                broken.append(error)
+
+        thread = threading.Thread(target=work, name="sender", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            thread.join(120)
+        if broken:
+            raise broken[0]
+
+    # --- the verdict ------------------------------------------------------------------------------------------------
+
+    def healed(self, *, within_s: float = 60) -> None:
+        """Nothing more is sent and no fault is left: waits for the lag to be zero, which `within_s` holds to (I6)."""
+        self.recorder.healed(within_s=within_s)
+        self.observer.wait_no_lag(timeout_s=within_s)
+
+    def assert_all_promises_kept(self, *, exactly_once: bool = False, zombies: bool = False) -> Summary:
+        """Stop watching and judge the whole run. The summary has the duplicates, for tests that bound them."""
+        self.observer.stop()
+        history = load(self.history_path)
+        found = verify(history, exactly_once=exactly_once, zombies=zombies)
+        summary = summarize(history)
+        listed = "\n".join(str(violation) for violation in found[:20])
+        assert found == [], f"{len(found)} broken promises ({summary}):\n{listed}"
+        return summary
+
+    def __enter__(self) -> Self:
+        self.observer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.observer.stop()
+        except (AssertionError, RuntimeError):
+            if error is None:
+                raise
+        finally:
+            self.recorder.close()

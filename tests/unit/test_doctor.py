@@ -1,0 +1,42 @@
+"""What `ouzel doctor` looks at on this machine, and as whom it asks the broker."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from consumer.bootstrap import cache_folder
+from consumer.commands import doctor, topics
+from consumer.settings import FileStoreSettings, KafkaSettings, Settings, StoresSettings
+
+
+def test_room_is_looked_for_where_models_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache_folder().mkdir()
+    (finding,) = doctor._disk(Settings())
+    assert str(cache_folder()) in finding.said
+
+
+def test_each_file_root_has_its_line(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    roots = [str(tmp_path / name) for name in ("there", "file", "absent")]
+    findings = list(doctor._stores(Settings(stores=StoresSettings(file=FileStoreSettings(roots=roots)))))
+    assert [finding.result for finding in findings] == ["pass", "fail", "fail"]
+    assert all(root in finding.said for root, finding in zip(roots, findings, strict=True))
+    assert all(finding.fix for finding in findings if finding.result == "fail")
+
+
+def test_a_file_root_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_args: False)  # root may read everything
+    stores = StoresSettings(file=FileStoreSettings(roots=[str(tmp_path)]))
+    (finding,) = doctor._stores(Settings(stores=stores))
+    assert (finding.result, "may not be read" in finding.said) == ("fail", True)
+
+
+def test_rights_are_asked_as_the_service_and_not_as_the_admin(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[KafkaSettings] = []
+    monkeypatch.setattr(topics, "open_admin", lambda settings: seen.append(settings.kafka))
+    kafka = KafkaSettings(client={"sasl.username": "ouzel"}, admin={"sasl.username": "root"})
+    doctor._as_the_service(Settings(kafka=kafka))
+    assert [(each.client, each.admin) for each in seen] == [({"sasl.username": "ouzel"}, {})]

@@ -1,0 +1,513 @@
+"""The way of an image through the stages, with fakes at every port: every message has exactly one outcome."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from consumer.errors import (
+    ChecksumMismatch,
+    ImageNotFound,
+    InferenceFailed,
+    MalformedMessage,
+    ModelError,
+    NotAnImage,
+    ProcessingFailed,
+    ReferenceRefused,
+    RuntimeStuck,
+    StoreFailed,
+)
+from consumer.flow import Flow
+from consumer.messages import (
+    Abandoned,
+    Delivery,
+    ImageJob,
+    Labelled,
+    Lease,
+    LeaseState,
+    Outcome,
+    Partition,
+    Rejected,
+    Skipped,
+)
+from consumer.metrics import Metrics
+from consumer.observer import Observer
+from consumer.ports import MessageParser
+from consumer.stages.batch import Batcher, padded_sizes
+from consumer.stages.infer import Inference
+from consumer.stages.intake import ByteBudget
+from consumer.stages.retry import Retries
+from tests.fakes import FakeClock, FakeDecoder, FakeImageStore, FakeLabels, FakeRuntime, fake_parse
+
+
+class Rig:
+    """A flow over fakes, its outcomes kept. `max_attempts` is 2 and backoff is drawn as 0."""
+
+    def __init__(self, *, parser: MessageParser = fake_parse, tombstones: str = "skip") -> None:
+        self.clock = FakeClock()
+        self.store = FakeImageStore()
+        self.decoder = FakeDecoder()
+        self.runtime = FakeRuntime()
+        self.budget = ByteBudget(10_000)
+        self.outcomes: list[Outcome] = []
+        self.crashes: list[BaseException] = []
+        self.changed = threading.Condition()
+        self.lease = Lease(Partition("images", 0), epoch=1, topic_id="")
+        self.metrics = Metrics(CollectorRegistry())
+        self.flow = Flow(
+            parser=parser,
+            stores=[self.store],
+            decoder=self.decoder,
+            inference=Inference(
+                self.runtime, FakeLabels(), sizes=padded_sizes(4), top_k=1, min_score=0.5, clock=self.clock
+            ),
+            batcher=Batcher(max_size=4, max_bytes=10_000, max_wait_ms=5),
+            retries=Retries(max_attempts=2, initial_backoff_ms=100, max_backoff_ms=1_000, dice=lambda: 0.0),
+            budget=self.budget,
+            clock=self.clock,
+            observer=Observer(self.metrics, self.clock),
+            tombstones=tombstones,
+            max_image_bytes=1_000,
+            fetch_deadline_s=1.0,
+            infer_deadline_s=60.0,
+            decode_threads=2,
+            fetch_concurrency=2,
+            on_outcome=self._note,
+            on_crash=self._note_crash,
+        )
+        self.flow.start()
+
+    def _note(self, outcome: Outcome) -> None:
+        with self.changed:
+            self.outcomes.append(outcome)
+            self.budget.release(outcome.delivery)  # as the owner does
+            self.changed.notify_all()
+
+    def _note_crash(self, error: BaseException) -> None:
+        with self.changed:
+            self.crashes.append(error)
+            self.changed.notify_all()
+
+    def submit(self, *values: bytes | None, lease: Lease | None = None) -> list[Delivery]:
+        lease = lease or self.lease
+        first = len(self.outcomes) + 1_000 * id(lease) % 7
+        sent = [Delivery(lease, first + n, value) for n, value in enumerate(values)]
+        for delivery in sent:
+            self.flow.submit(delivery)
+        return sent
+
+    def put(self, name: str, body: bytes) -> bytes:
+        """Have an image in the store; the message that asks for it."""
+        self.store.images[f"fake://images/{name}"] = body
+        return b"fake://images/" + name.encode()
+
+    def outcome(self, count: int = 1) -> list[Outcome]:
+        """The first `count` outcomes; retries that are due go on their way."""
+        self.wait(lambda: len(self.outcomes) >= count, f"{count} outcomes, of {self.outcomes}")
+        return self.outcomes
+
+    def of(self, delivery: Delivery) -> Outcome:
+        """The one outcome of this delivery."""
+        self.wait(lambda: any(o.delivery is delivery for o in self.outcomes), "its outcome")
+        (found,) = [outcome for outcome in self.outcomes if outcome.delivery is delivery]
+        return found
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        with self.changed:
+            for _ in range(1_000):
+                if self.changed.wait_for(condition, 0.01):
+                    return
+                self.flow.tick()
+        raise AssertionError(f"waited 10 s for {what}")
+
+    def waiting(self, delivery: Delivery) -> bool:
+        """Whether it waits for its store."""
+        return self.flow._stage_of.get(id(delivery), ("", 0.0))[0] == "waiting"
+
+    def close(self) -> None:
+        self.decoder.gate.set()
+        self.runtime.gate.set()
+        self.flow.close()
+        self.flow._model_thread.join(10)  # `close` does not wait for a call that is past its deadline
+        assert not self.flow._model_thread.is_alive()
+
+
+@pytest.fixture
+def make_rig() -> Iterator[Callable[..., Rig]]:
+    made: list[Rig] = []
+
+    def make(**options: Any) -> Rig:
+        made.append(Rig(**options))
+        return made[-1]
+
+    yield make
+    for rig in made:
+        rig.close()
+        rig.wait(lambda rig=rig: not rig.flow._stage_of, "every stage to be empty")  # type: ignore[misc]
+        assert rig.budget.used_bytes == 0
+        assert rig.flow._coming == 0
+        assert Counter(id(o.delivery) for o in rig.outcomes).most_common(1)[0][1] == 1 if rig.outcomes else True
+
+
+@pytest.fixture
+def rig(make_rig: Callable[..., Rig]) -> Rig:
+    return make_rig()
+
+
+def _class(outcome: Outcome) -> int:
+    assert isinstance(outcome, Labelled), outcome
+    return outcome.labels[0].index
+
+
+def _error(outcome: Outcome) -> tuple[type[Exception], str]:
+    assert isinstance(outcome, Rejected), outcome
+    return type(outcome.error), outcome.stage
+
+
+# --- outcomes -------------------------------------------------------------------------------------------------------
+
+
+def test_an_inline_image_and_a_fetched_one_are_labelled(rig: Rig) -> None:
+    inline, fetched = rig.submit(b"3", rig.put("four", b"4"))
+    assert (_class(rig.of(inline)), _class(rig.of(fetched))) == (3, 4)
+
+
+def test_a_bad_image_fails_no_neighbour(rig: Rig) -> None:
+    rig.runtime.poison, rig.runtime.not_numbers = {5}, {6}
+    sent = rig.submit(b"1", b"bad", b"5", b"crash", b"6", b"malformed", b"7", b"fake://images/absent", b"fake://other/")
+    found = [rig.of(delivery) for delivery in sent]
+    assert [_class(found[number]) for number in (0, 6)] == [1, 7]
+    assert [_error(found[number]) for number in (1, 2, 3, 4, 5, 7, 8)] == [
+        (NotAnImage, "decode"),
+        (InferenceFailed, "infer"),
+        (ProcessingFailed, "decode"),
+        (InferenceFailed, "infer"),
+        (MalformedMessage, "parse"),
+        (ImageNotFound, "fetch"),
+        (ReferenceRefused, "fetch"),
+    ]
+
+
+def test_a_defect_that_a_message_brings_out_is_its_letter_with_the_cause(make_rig: Callable[..., Rig]) -> None:
+    def parse(delivery: Delivery) -> ImageJob:
+        raise KeyError("a defect")
+
+    rig = make_rig(parser=parse)
+    (sent,) = rig.submit(b"1")
+    outcome = rig.of(sent)
+    assert _error(outcome) == (ProcessingFailed, "parse")
+    assert isinstance(outcome, Rejected)
+    assert isinstance(outcome.error.__cause__, KeyError)
+
+
+def test_a_store_that_raises_what_it_must_not_costs_one_message(rig: Rig) -> None:
+    rig.store.images["fake://images/x"] = None  # type: ignore[assignment]  # len(None) is the defect
+    rig.store.fetch = lambda uri, **_: len(None)  # type: ignore[method-assign,arg-type,assignment]
+    (sent,) = rig.submit(b"fake://images/x")
+    assert _error(rig.of(sent)) == (ProcessingFailed, "fetch")
+
+
+def test_bytes_that_are_not_the_promised_ones_are_a_letter_of_the_stage_that_brought_them(
+    make_rig: Callable[..., Rig],
+) -> None:
+    def parse(delivery: Delivery) -> ImageJob:
+        job = fake_parse(delivery)
+        return ImageJob(delivery, job.image_id, uri=job.uri, data=job.data, sha256="ab" * 32)
+
+    rig = make_rig(parser=parse)
+    inline, fetched = rig.submit(b"1", rig.put("one", b"1"))
+    assert _error(rig.of(inline)) == (ChecksumMismatch, "parse")
+    assert _error(rig.of(fetched)) == (ChecksumMismatch, "fetch")
+
+
+@pytest.mark.parametrize(("tombstones", "kind"), [("skip", Skipped), ("forward", Skipped), ("dead_letter", Rejected)])
+def test_a_tombstone_is_what_the_setting_says(make_rig: Callable[..., Rig], tombstones: str, kind: type) -> None:
+    rig = make_rig(tombstones=tombstones)
+    (sent,) = rig.submit(None)
+    assert isinstance(rig.of(sent), kind)
+
+
+_VALUES = st.sampled_from([b"1", b"2", b"bad", b"crash", b"malformed", None, b"9", b"fake://images/absent"])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(_VALUES, max_size=40))
+def test_every_message_has_exactly_one_outcome(values: list[bytes | None]) -> None:
+    rig = Rig()
+    rig.runtime.poison = {9}
+    try:
+        sent = rig.submit(*values)
+        rig.outcome(len(sent))
+        assert Counter(id(o.delivery) for o in rig.outcomes) == Counter(map(id, sent))
+        rig.wait(lambda: not rig.flow._stage_of, "every stage to be empty")
+        assert (rig.budget.used_bytes, rig.flow._coming) == (0, 0)
+    finally:
+        rig.close()
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fetched_body_counts_as_soon_as_it_is_here(rig: Rig) -> None:
+    """Decoding is slower than fetching: what piles up between the two is what the bound is for."""
+    rig.decoder.gate.clear()
+    message = rig.put("long", b"1" * 900)
+    fetch, go_on = rig.store.fetch, threading.Event()
+
+    def slow(uri: str, **limits: Any) -> bytes:
+        assert go_on.wait(5)
+        return fetch(uri, **limits)
+
+    rig.store.fetch = slow  # type: ignore[method-assign]
+    sent = rig.submit(*[message] * 4)
+    rig.wait(lambda: all(map(rig.flow.has_begun, sent)), "all to be parsed")  # by the threads that decode
+    go_on.set()  # two decode, two wait for a thread
+    held = sum(delivery.size_bytes for delivery in sent) + 4 * 900
+    rig.wait(lambda: rig.budget.used_bytes >= held, f"{held} bytes on the books")
+    rig.decoder.gate.set()
+    rig.outcome(4)
+
+
+# --- retries --------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_that_fails_for_a_moment_costs_nothing(rig: Rig) -> None:
+    rig.store.available = False
+    (sent,) = rig.submit(rig.put("one", b"1"))
+    rig.wait(lambda: len(rig.store.fetched) >= 1 and rig.waiting(sent), "a failed attempt")
+    rig.store.available = True
+    assert _class(rig.of(sent)) == 1
+
+
+def test_an_image_that_fails_while_its_store_serves_others_is_a_letter(rig: Rig) -> None:
+    bad = rig.put("bad", b"1")
+    good = rig.put("good", b"2")
+    fetch = rig.store.fetch
+
+    def flaky(uri: str, **limits: Any) -> bytes:
+        rig.store.available = not uri.endswith("bad")
+        return fetch(uri, **limits)
+
+    rig.store.fetch = flaky  # type: ignore[method-assign]
+    (sent,) = rig.submit(bad)
+    rig.wait(lambda: bool(rig.store.fetched) and rig.waiting(sent), "a failed attempt")
+    (other,) = [Delivery(rig.lease, 99, good)]
+    rig.clock.advance(1.0)
+    rig.flow.submit(other)
+    assert _class(rig.of(other)) == 2
+    outcome = rig.of(sent)
+    assert _error(outcome) == (StoreFailed, "fetch")
+
+
+def _down(rig: Rig, *messages: bytes) -> list[Delivery]:
+    """The store is presumed down, and these wait for it; the first is the probe."""
+    rig.store.available = False
+    sent = rig.submit(messages[0])
+    rig.wait(lambda: bool(rig.flow.down_stores()), "the store to be presumed down")
+    rig.clock.advance(0.001)
+    for number, message in enumerate(messages[1:], 1):
+        sent.append(Delivery(rig.lease, 500 + number, message))
+        rig.flow.submit(sent[-1])
+    rig.wait(lambda: all(map(rig.waiting, sent)), "all to wait")
+    return sent
+
+
+def test_an_outage_empties_nothing_into_the_dead_letters(rig: Rig) -> None:
+    sent = _down(rig, *[rig.put(str(n), b"%d" % n) for n in range(1, 6)])
+    asked = len(rig.store.fetched)
+    rig.wait(lambda: len(rig.store.fetched) > asked + 5, "more probes")
+    # In turn: it may fail for the oldest alone. Each probe waits for the answer to the one before.
+    assert rig.store.fetched[asked] == "fake://images/1"
+    assert len(set(rig.store.fetched[asked : asked + 5])) == 5
+    assert rig.outcomes == []
+    assert rig.flow.oldest() == {}  # waiting for a store is progress
+    rig.store.available = True
+    assert [_class(rig.of(delivery)) for delivery in sent] == [1, 2, 3, 4, 5]
+    assert rig.flow.down_stores() == {}
+
+
+def test_a_probe_that_is_a_letter_leaves_no_image_waiting_for_ever(rig: Rig) -> None:
+    """The probe's image was deleted during the outage: the store answers 404, and the others must go on."""
+    probe, other = _down(rig, b"fake://images/deleted", rig.put("one", b"1"))
+    rig.store.available = True
+    assert _error(rig.of(probe)) == (ImageNotFound, "fetch")
+    assert _class(rig.of(other)) == 1
+    (later,) = rig.submit(rig.put("two", b"2"))
+    assert _class(rig.of(later)) == 2
+
+
+def test_a_probe_that_brings_out_a_defect_leaves_no_image_waiting_for_ever(rig: Rig) -> None:
+    probe, other = _down(rig, rig.put("probe", b"3"), rig.put("one", b"1"))
+    fetch = rig.store.fetch
+
+    def defective(uri: str, **limits: Any) -> bytes:
+        if uri.endswith("probe"):
+            raise ZeroDivisionError
+        return fetch(uri, **limits)
+
+    rig.store.fetch = defective  # type: ignore[method-assign]
+    rig.store.available = True
+    assert _error(rig.of(probe)) == (ProcessingFailed, "fetch")
+    assert _class(rig.of(other)) == 1
+
+
+def test_a_probe_whose_lease_ends_while_it_is_out_leaves_no_image_waiting_for_ever(rig: Rig) -> None:
+    old = Lease(Partition("images", 1), epoch=1, topic_id="")
+    out, go_on = threading.Event(), threading.Event()
+    fetch = rig.store.fetch
+
+    def slow(uri: str, **limits: Any) -> bytes:
+        if uri.endswith("probe") and not go_on.is_set():
+            out.set()
+            assert go_on.wait(5)
+        return fetch(uri, **limits)
+
+    rig.store.available = False
+    (probe,) = rig.submit(rig.put("probe", b"3"), lease=old)
+    rig.wait(lambda: bool(rig.flow.down_stores()), "the store to be presumed down")
+    rig.store.fetch = slow  # type: ignore[method-assign]
+    rig.wait(out.is_set, "the probe to be out")
+    other = Delivery(rig.lease, 77, rig.put("one", b"1"))
+    rig.flow.submit(other)
+    rig.wait(lambda: rig.waiting(other), "another to wait")
+    old.state = LeaseState.ENDED
+    rig.flow.abandon_ended()
+    go_on.set()
+    assert isinstance(rig.of(probe), Abandoned)
+    rig.store.available = True
+    assert _class(rig.of(other)) == 1
+
+
+def test_a_store_that_nobody_waits_for_is_not_shown_as_down(rig: Rig) -> None:
+    _down(rig, rig.put("one", b"1"))
+    down = ("ouzel_store_down", {"store": "fake://images"})
+    assert rig.metrics.registry.get_sample_value(*down) == 1
+    rig.lease.state = LeaseState.ENDED
+    rig.flow.abandon_ended()
+    rig.outcome(1)
+    assert rig.metrics.registry.get_sample_value(*down) == 0
+
+
+# --- leases ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_has_not_begun_when_a_drain_begins_is_abandoned(rig: Rig) -> None:
+    rig.lease.state = LeaseState.DRAINING
+    (sent,) = rig.submit(b"1")
+    assert isinstance(rig.of(sent), Abandoned)
+
+
+def test_what_has_begun_when_a_drain_begins_is_finished(rig: Rig) -> None:
+    rig.decoder.gate.clear()
+    (sent,) = rig.submit(b"1")
+    rig.wait(lambda: rig.flow.has_begun(sent), "decoding to begin")
+    rig.lease.state = LeaseState.DRAINING
+    rig.decoder.gate.set()
+    assert _class(rig.of(sent)) == 1
+
+
+def test_a_message_is_still_begun_while_its_outcome_is_handed_on(rig: Rig) -> None:
+    """A drain that saw it neither here nor with the publisher would not wait for it."""
+    begun: list[bool] = []
+    hand_on = rig.flow._on_outcome
+
+    def note(outcome: Outcome) -> None:
+        begun.append(rig.flow.has_begun(outcome.delivery))
+        hand_on(outcome)
+
+    rig.flow._on_outcome = note
+    sent = rig.submit(b"1", b"bad", b"malformed", None, b"fake://images/absent", b"crash")
+    rig.outcome(len(sent))
+    assert begun == [True] * len(sent)
+
+
+def test_a_drain_waits_for_no_store(rig: Rig) -> None:
+    sent = _down(rig, rig.put("one", b"1"), rig.put("two", b"2"))
+    rig.lease.state = LeaseState.DRAINING
+    rig.flow.abandon_ended()
+    assert [type(rig.of(delivery)) for delivery in sent] == [Abandoned, Abandoned]
+    assert not any(rig.flow.has_begun(delivery) for delivery in sent)
+
+
+def test_a_first_attempt_that_fails_after_its_lease_was_let_go_of_does_not_wait(rig: Rig) -> None:
+    """Nobody would fetch it from the waiting room before its store is back, or the next rebalance."""
+    _down(rig, rig.put("one", b"1"))
+    ended = Lease(Partition("images", 9), epoch=1, topic_id="")
+    parse, parsing, go_on = rig.flow._parser, threading.Event(), threading.Event()
+
+    def slow(delivery: Delivery) -> ImageJob:
+        parsing.set()
+        assert go_on.wait(5)
+        return parse(delivery)
+
+    rig.flow._parser = slow
+    (sent,) = rig.submit(rig.put("two", b"2"), lease=ended)
+    assert parsing.wait(5)
+    ended.state = LeaseState.ENDED
+    rig.flow.abandon_ended()
+    go_on.set()
+    assert isinstance(rig.of(sent), Abandoned)
+    rig.store.available = True
+    rig.outcome(2)
+
+
+@pytest.mark.parametrize("stage", ["decode", "batch"])
+def test_what_is_under_way_when_its_lease_ends_is_abandoned(rig: Rig, stage: str) -> None:
+    gate = rig.decoder.gate if stage == "decode" else rig.runtime.gate
+    gate.clear()
+    if stage == "batch":
+        rig.submit(b"1")
+        assert rig.runtime.running.wait(5)
+    ended = Lease(Partition("images", 9), epoch=1, topic_id="")
+    (sent,) = rig.submit(b"2", lease=ended)
+    rig.wait(lambda: rig.flow.oldest().keys() >= {stage}, f"the image in {stage}")
+    ended.state = LeaseState.ENDED
+    gate.set()
+    assert isinstance(rig.of(sent), Abandoned)
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_call_past_its_deadline_ends_the_process(rig: Rig) -> None:
+    rig.runtime.gate.clear()
+    rig.submit(b"1")
+    assert rig.runtime.running.wait(5)
+    rig.clock.advance(59.0)
+    rig.flow.tick()
+    rig.clock.advance(2.0)
+    with pytest.raises(RuntimeStuck):
+        rig.flow.tick()
+    rig.runtime.gate.set()
+    rig.outcome(1)
+
+
+def test_a_model_that_is_gone_is_a_crash_and_no_letter(rig: Rig) -> None:
+    rig.runtime.fatal = ModelError("gone")
+    (sent,) = rig.submit(b"1")
+    rig.wait(lambda: bool(rig.crashes), "the crash")
+    assert isinstance(rig.crashes[0], ModelError)
+    assert rig.outcomes == []
+    rig.flow._stage_of.clear()  # it stays there: the process ends
+    rig.budget.release(sent)
+
+
+def test_closing_twice_and_with_work_under_way_ends_every_thread(rig: Rig) -> None:
+    rig.runtime.gate.clear()
+    rig.submit(b"1")
+    assert rig.runtime.running.wait(5)
+    rig.submit(*[b"1"] * 8)
+    rig.wait(lambda: len(rig.flow._batcher) == 8 and rig.flow._coming == 0, "the others to wait for the model")
+    rig.runtime.gate.set()
+    rig.flow.close()
+    rig.flow.close()
+    done = {id(outcome.delivery) for outcome in rig.outcomes}
+    for image in rig.flow._batcher._waiting:  # dropped, never committed
+        assert id(image.job.delivery) not in done
+        rig.flow._stage_of.pop(id(image.job.delivery))
+        rig.budget.release(image.job.delivery)

@@ -1,0 +1,286 @@
+"""Where settings come from, and what is said when they are wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from consumer.errors import SettingsError
+from consumer.settings import Settings, load, load_with_sources
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder and no OUZEL_ variables."""
+    import os
+
+    for name in list(os.environ):
+        if name.upper().startswith("OUZEL_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("OUZEL_SECRETS_DIR", str(_made(tmp_path / "no secrets")))
+    monkeypatch.chdir(_made(tmp_path / "here"))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _page(path: Path | None = None) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(path)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a settings file and returns its path."""
+
+    def written(text: str) -> Path:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return path
+
+    return written
+
+
+# --- order ----------------------------------------------------------------------------------------------------------
+
+
+def test_with_nothing_set_the_defaults_hold() -> None:
+    settings, sources = load_with_sources()
+    assert settings == Settings()
+    assert set(sources.values()) == {"default"}
+
+
+def test_each_layer_gives_way_to_the_one_before_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: Write
+) -> None:
+    file = write("[batch]\nmax_size = 1\nmax_wait_ms = 1\nmax_bytes = 1\n[retry]\nmax_attempts = 1\n[model]\ntop_k = 1")
+    secrets = _made(tmp_path / "secrets")
+    for name in ("BATCH__MAX_SIZE", "BATCH__MAX_WAIT_MS", "BATCH__MAX_BYTES", "RETRY__MAX_ATTEMPTS"):
+        (secrets / f"OUZEL_{name}").write_text("2\n")
+    monkeypatch.setenv("OUZEL_SECRETS_DIR", str(secrets))
+    Path(".env").write_text("OUZEL_BATCH__MAX_SIZE=3\nOUZEL_BATCH__MAX_WAIT_MS=3\nOUZEL_BATCH__MAX_BYTES=3\nOTHER=1\n")
+    monkeypatch.setenv("OUZEL_BATCH__MAX_SIZE", "4")
+    monkeypatch.setenv("OUZEL_BATCH__MAX_WAIT_MS", "4")
+
+    settings, sources = load_with_sources(file, {"batch.max_size": 5})
+
+    batch = settings.batch
+    assert (batch.max_size, batch.max_wait_ms, batch.max_bytes) == (5, 4, 3)
+    assert (settings.retry.max_attempts, settings.model.top_k) == (2, 1)
+    assert sources["batch.max_size"] == "command line"
+    assert sources["batch.max_wait_ms"] == "environment variable OUZEL_BATCH__MAX_WAIT_MS"
+    assert sources["batch.max_bytes"] == ".env, variable OUZEL_BATCH__MAX_BYTES"
+    assert sources["retry.max_attempts"] == f"secret file {secrets}/OUZEL_RETRY__MAX_ATTEMPTS"
+    assert sources["model.top_k"] == str(file)
+    assert sources["model.min_score"] == "default"
+
+
+def test_the_file_is_the_named_one_else_that_of_the_environment_else_the_one_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: Write
+) -> None:
+    Path("settings.toml").write_text("[model]\ntop_k = 11")
+    assert load().model.top_k == 11
+    of_the_environment = tmp_path / "env.toml"
+    of_the_environment.write_text("[model]\ntop_k = 12")
+    monkeypatch.setenv("OUZEL_SETTINGS", str(of_the_environment))
+    assert load().model.top_k == 12
+    assert load(write("[model]\ntop_k = 13")).model.top_k == 13
+
+
+# --- forms ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[kafka.client]\n"sasl.password" = "x"\n"sasl.username" = "me"',
+        '[kafka.client]\nsasl.password = "x"\nsasl.username = "me"',
+        '[kafka.client.sasl]\npassword = "x"\nusername = "me"',
+    ],
+)
+def test_a_librdkafka_property_has_dots_however_toml_nests_it(write: Write, text: str) -> None:
+    assert load(write(text)).kafka.client == {"sasl.password": "x", "sasl.username": "me"}
+
+
+def test_in_librdkafka_tables_the_environments_underscore_is_the_dot(
+    monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    file = write('[kafka.client]\nsasl.password = "in the file"\nsasl.username = "me"')
+    monkeypatch.setenv("OUZEL_KAFKA__CLIENT__SASL_PASSWORD", "s3cret")
+    monkeypatch.setenv("OUZEL_KAFKA__CONSUMER", '{"max.poll.interval.ms": 60000}')
+    settings, sources = load_with_sources(file)
+    assert settings.kafka.client == {"sasl.password": "s3cret", "sasl.username": "me"}
+    assert settings.kafka.consumer == {"max.poll.interval.ms": 60000}
+    assert sources["kafka.client.sasl.password"] == "environment variable OUZEL_KAFKA__CLIENT__SASL_PASSWORD"
+    assert sources["kafka.client.sasl.username"] == str(file)
+
+
+@pytest.mark.parametrize(("text", "topics"), [("a,b", ["a", "b"]), (" a , b,", ["a", "b"]), ('["a","b"]', ["a", "b"])])
+def test_a_list_in_the_environment_is_json_or_has_commas(
+    monkeypatch: pytest.MonkeyPatch, text: str, topics: list[str]
+) -> None:
+    monkeypatch.setenv("OUZEL_KAFKA__INPUT_TOPICS", text)
+    assert load().kafka.input_topics == topics
+
+
+def test_an_unquoted_time_is_a_start(write: Write) -> None:
+    assert load(write("[kafka]\nstart = 2026-01-31T09:30:00Z")).kafka.start == "2026-01-31T09:30:00+00:00"
+
+
+# --- what is wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("OUZEL_BACTH__MAX_SIZE", "OUZEL_BATCH__MAX_SIZE"),
+        ("OUZEL_BATCH_MAX_SIZE", "OUZEL_BATCH__MAX_SIZE"),
+        ("OUZEL_KAFKA__BOOTSTRAP_SERVER", "OUZEL_KAFKA__BOOTSTRAP_SERVERS"),
+        ("OUZEL_KAFKA_CLIENT_SASL_PASSWORD", "OUZEL_KAFKA__CLIENT__SASL_PASSWORD"),
+        ("OUZEL_HEALTH_PORT", "OUZEL_HEALTH__PORT"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_an_error_with_the_near_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "hunter2")
+    page = _page()
+    assert f"{name}: there is no such setting" in page
+    assert f"did you mean {meant}?" in page
+    assert "hunter2" not in page
+
+
+def test_variables_of_tests_and_of_kubernetes_services_are_no_typos(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "OUZEL_TEST_BOOTSTRAP_SERVERS": "x",
+        "OUZEL_PORT": "tcp://10.0.0.1:8080",
+        "OUZEL_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "OUZEL_PORT_8080_TCP_ADDR": "10.0.0.1",
+        "OUZEL_SERVICE_HOST": "10.0.0.1",
+        "OUZEL_HEALTH_SERVICE_PORT_METRICS": "8080",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert load() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "meant"),
+    [
+        ("[batch]\nmax_sise = 3", "batch.max_sise", "batch.max_size"),
+        ("[pipeline]\nmax_wait_ms = 3", "pipeline.max_wait_ms", "batch.max_wait_ms"),
+        ("[bacth]\nmax_size = 3", "bacth", None),
+    ],
+)
+def test_a_key_that_does_not_exist_is_an_error_with_the_near_name(
+    write: Write, text: str, key: str, meant: str | None
+) -> None:
+    file = write(text)
+    page = _page(file)
+    assert f"{key}: there is no such setting" in page
+    assert f"from: {file}" in page
+    assert meant is None or f"did you mean {meant}?" in page
+
+
+def test_everything_that_is_wrong_is_on_one_page(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
+    file = write('[batch]\nmax_size = "many"\nmax_bites = 1\n[kafka]\nstart = "yesterday"\n[kafka.producer]\nacks = 1')
+    monkeypatch.setenv("OUZEL_LOG__LEVEL", "LOUD")
+    monkeypatch.setenv("OUZEL_TOPIC__PARTITIONS", "3")
+    monkeypatch.setenv("OUZEL_KAFKA__ADMIN", "{not json")
+    page = _page(file)
+    assert page.startswith("7 problems with the settings")
+    for key in ("batch.max_size", "batch.max_bites", "kafka.start", "kafka.producer.acks", "log.level", "kafka.admin"):
+        assert f"\n  {key}: " in page
+    assert "did you mean OUZEL_TOPICS__PARTITIONS?" in page
+    assert "choose 'TRACE', 'DEBUG', 'INFO', 'WARNING' or 'ERROR'" in page
+    assert "environment variable OUZEL_LOG__LEVEL" in page
+
+
+def test_the_value_of_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
+    monkeypatch.setenv("OUZEL_KAFKA__CONSUMER", '{"sasl.password": "hunter2"')
+    page = _page(
+        write('[kafka.client]\nsasl.password = ["hunter2"]\nssl.key.pem = ["hunter2"]\n[kafka]\nadmin = "hunter2"')
+    )
+    assert "hunter2" not in page
+    assert "kafka.client.sasl.password: ******** will not do" in page
+    assert page.startswith("4 problems")
+
+
+def test_a_named_file_that_is_missing_is_an_error_that_says_who_named_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    missing = tmp_path / "nowhere.toml"
+    assert "--settings names it" in _page(missing)
+    monkeypatch.setenv("OUZEL_SETTINGS", str(missing))
+    assert "environment variable OUZEL_SETTINGS names it" in _page()
+    assert "cannot be read" in _page(tmp_path)
+
+
+def test_a_syntax_error_says_its_line_and_the_rest_is_still_checked(
+    monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    monkeypatch.setenv("OUZEL_BATCH__MAX_SIZE", "0")
+    page = _page(write("[batch]\n\nmax_size = = 3\n"))
+    assert "line 3" in page
+    assert "batch.max_size: '0' will not do" in page
+
+
+def test_a_missing_folder_of_secrets_is_an_error_if_it_was_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OUZEL_SECRETS_DIR", str(tmp_path / "nowhere"))
+    assert "folder of secrets cannot be read" in _page()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "said"),
+    [
+        ('[kafka]\nstart = "2026-01-31T09:30:00"', "kafka.start", "no place to start"),
+        ('[kafka]\nstart = "1969-12-31T23:59:59Z"', "kafka.start", "no place to start"),
+        ('[kafka]\nstart = "2026-01-31"', "kafka.start", "no place to start"),
+        ('[kafka]\ninput_topics = ["^images-.*"]', "kafka.input_topics", "is a pattern"),
+        ('[kafka]\ninput_topics = ["my images"]', "kafka.input_topics", "no name for a topic"),
+        ('[kafka]\ninput_topics = ["a", "a"]', "kafka.input_topics", "listed twice"),
+        ("[kafka]\ninput_topics = []", "kafka.input_topics", "at least 1"),
+        ('[kafka]\noutput_topic = "images"', "kafka.output_topic", "is an input topic too"),
+        ('[kafka]\ndead_letter_topic = "predictions"', "kafka.dead_letter_topic", "output topic too"),
+        ('[kafka]\noutput_topic = "images.dlq.replayed"', "kafka.dead_letter_topic", "output topic too"),
+        ('[kafka]\ngroup_instance_id = "a-{pod}"', "kafka.group_instance_id", "'{pod}' cannot be filled in"),
+        ("[kafka]\nmax_message_bytes = 2_000_000_000", "kafka.max_message_bytes", "outside"),
+        ("[model]\nstd = [1.0, 0.0, 1.0]", "model.std", "has a zero"),
+        ("[model]\nmean = [1.0, 0.0]", "model.mean", "has 2 values"),
+        ("[model]\ninput_range = [1.0, 1.0]", "model.input_range", "the same"),
+        ('[model]\nsource = "/models/bird"', "model.labels", "is empty"),
+        ('[model]\ndevice = "tpu"', "model.device", "no device"),
+        ("[batch]\nmax_size = 300", "batch.max_size", "never gather"),
+        ("[pipeline]\nmax_in_flight_bytes = 1", "batch.max_bytes", "never gather"),
+        ("[batch]\nmax_wait_ms = 300_000", "batch.max_wait_ms", "restarted"),
+        ("[model]\ninfer_deadline_ms = 0", "model.infer_deadline_ms", "no time at all"),
+        ("[retry]\ninitial_backoff_ms = 20_000", "retry.initial_backoff_ms", "more than"),
+        ('[stores.file]\nroots = ["/images", "images"]', "stores.file.roots", "'images' is relative"),
+        ('[stores.file]\nroots = ["~/images"]', "stores.file.roots", "is relative"),
+        ("[model]\nmean = [nan]", "model.mean", "finite number"),
+        ("[model]\nstd = [1.0, 1.0, inf]", "model.std", "finite number"),
+        ("[model]\ninput_range = [0.0, inf]", "model.input_range", "finite number"),
+        ("[model]\nmin_score = nan", "model.min_score", "finite number"),
+        ("[model]\ncrop = nan", "model.crop", "finite number"),
+        ("[dead_letters]\nsystem_ratio = nan", "dead_letters.system_ratio", "finite number"),
+        ("[topics]\nreplication_factor = 0", "topics.replication_factor", "none"),
+    ],
+)
+def test_values_that_cannot_be_or_not_together_are_refused(write: Write, text: str, key: str, said: str) -> None:
+    page = _page(write(text))
+    assert f"\n  {key}: " in page
+    assert said in page
+    assert "fix:" in page
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest", "2026-01-31T09:30:00Z", "2026-01-31T09:30:00.5+02:00"])
+def test_a_start_is_a_word_or_a_time(write: Write, start: str) -> None:
+    assert load(write(f'[kafka]\nstart = "{start}"')).kafka.start == start
