@@ -4,6 +4,7 @@
 killed and paused.
 """
 
+import fcntl
 import os
 import shutil
 import signal
@@ -110,13 +111,23 @@ def fetch_jars() -> Path:
     maven = shutil.which("mvn")
     if maven is None:
         raise KafkaUnavailable("no Maven: install `mvn`, or set OUZEL_TEST_BOOTSTRAP_SERVERS")
-    sys.stderr.write(f"Fetching Apache Kafka {KAFKA_VERSION} by Maven into .kafka/ (43 MB, once)\n")
     jars.parent.mkdir(exist_ok=True)
+    # One at a time: test processes start side by side, and two Mavens that fill an empty local repository together
+    # leave half-written jars.
+    with (jars.parent / "fetching.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not jars.is_dir():
+            sys.stderr.write(f"Fetching Apache Kafka {KAFKA_VERSION} by Maven into .kafka/ (43 MB, once)\n")
+            _fetch_jars_to(jars, maven)
+    return jars
+
+
+def _fetch_jars_to(jars: Path, maven: str) -> None:
     with tempfile.TemporaryDirectory(prefix="fetching-", dir=jars.parent) as scratch:
         fetched = Path(scratch) / "libs"
         answer = subprocess.run(
             [
-                *(maven, "-q", "-B", "-f", str(_HERE / "pom.xml"), "dependency:copy-dependencies"),
+                *(maven, "-q", "-B", "--strict-checksums", "-f", str(_HERE / "pom.xml"), "dependency:copy-dependencies"),
                 *("-DincludeScope=runtime", f"-DoutputDirectory={fetched}"),
             ],
             capture_output=True,
@@ -126,12 +137,7 @@ def fetch_jars() -> Path:
         )
         if answer.returncode != 0:
             raise KafkaUnavailable(f"Maven could not fetch Apache Kafka:\n{(answer.stdout + answer.stderr)[-2000:]}")
-        try:
-            fetched.rename(jars)  # complete or not there at all
-        except OSError:
-            if not jars.is_dir():  # else another run was quicker: the same jars
-                raise
-    return jars
+        fetched.rename(jars)  # complete or not there at all
 
 
 class Cluster:
@@ -292,6 +298,14 @@ class KafkaBroker(Cluster):
     def start(self, *, timeout_s: float = 60) -> Self:
         """Start it on its data and its port, and wait until it answers an administrator."""
         assert not self.running
+        try:
+            self._start(timeout_s)
+        except Exception as error:
+            self.kill()
+            raise RuntimeError(f"{error}\n--- {self.log_path}\n{tail(self.log_path)}") from error
+        return self
+
+    def _start(self, timeout_s: float) -> None:
         configuration = str(self._directory / "server.properties")
         with self.log_path.open("ab") as log:
             if not (self._directory / "data").exists():
@@ -305,12 +319,7 @@ class KafkaBroker(Cluster):
                     check=True,
                 )
             self._process = start_process(self._java_command("kafka.Kafka", configuration), output=log)
-        try:
-            wait_until(self._answers, timeout_s=timeout_s, what="Apache Kafka to answer")
-        except Exception as error:
-            self.kill()
-            raise RuntimeError(f"{error}\n--- {self.log_path}\n{tail(self.log_path)}") from error
-        return self
+        wait_until(self._answers, timeout_s=timeout_s, what="Apache Kafka to answer")
 
     def _answers(self) -> bool:
         assert self._process is not None

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.kafka
 
 HEALED_WITHIN_S = 30
 AWAY_S = 20.0
+SESSION_MS = 180_000  # longer than any machine takes to stop a broker, wait and start it again
 DELIVERY_TIMEOUT_MS = 3_000
 MAX_IN_FLIGHT = 64
 MAX_UNCOMMITTED = 40
@@ -26,7 +27,7 @@ def test_a_broker_away_for_20_seconds_costs_nothing_and_a_delivery_time_out_no_i
     """Two groups: one as it is by default, one whose records time out while the broker is away."""
     topics, timed_topics = make_topics(), make_topics()
     (tmp_path / "timed").mkdir()
-    settings = membership(broker, topics, "classic", session_ms=45_000)
+    settings = membership(broker, topics, "classic", session_ms=SESSION_MS)
     timed_settings = settings | {
         "OUZEL_KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS": str(DELIVERY_TIMEOUT_MS),
         "OUZEL_PIPELINE__MAX_IN_FLIGHT_MESSAGES": str(MAX_IN_FLIGHT),
@@ -41,7 +42,6 @@ def test_a_broker_away_for_20_seconds_costs_nothing_and_a_delivery_time_out_no_i
         timed_run.send(timed_run.photographs(500, small_photographs))
         replica.start().wait_ready()
         timed.start().wait_ready()
-        joined = replica.metric("ouzel_rebalances_total")
         with staying_alive(replica), staying_alive(timed), run.sending(small_photographs, per_second=50):
             run.observer.wait_answered(50)
             timed_run.observer.wait_answered(20)
@@ -54,10 +54,8 @@ def test_a_broker_away_for_20_seconds_costs_nothing_and_a_delivery_time_out_no_i
         run.healed(within_s=HEALED_WITHIN_S)
         assert replica.exit_code is None
         assert timed.exit_code is None
-        kept_its_session = replica.metric("ouzel_rebalances_total") == joined
     summary = run.assert_all_promises_kept()
-    # On a machine so busy that the broker is away longer than the session, what was not committed is read again.
-    assert summary.duplicate_events == 0 or not kept_its_session
+    assert summary.duplicate_events == 0  # the session outlasted it: nothing was read again
     assert summary.letters == 0
     timed_summary = timed_run.assert_all_promises_kept()  # an event that came twice has the same id (I7)
     assert timed_summary.duplicate_events <= MAX_IN_FLIGHT
