@@ -147,6 +147,11 @@ class EventImage(Message):
     height: Annotated[Integer, Field(ge=1)]
     format: NotEmpty
     sha256: Sha256
+    size_bytes: Annotated[Integer, Field(ge=0)] | None = None
+    applied: list[NotEmpty] | None = None
+    etag: str | None = None
+    version_id: str | None = None
+    stale_reference: bool | None = None
 
 
 class EventTimings(Message):

@@ -225,7 +225,7 @@ class Flow:
             uri = job.uri or ""
             store = choose_store(self._stores, uri)
             with self._observer.stage("fetch"):
-                body = store.fetch(uri, max_bytes=self._max_image_bytes, deadline_s=self._fetch_deadline_s)
+                stored = store.fetch(uri, max_bytes=self._max_image_bytes, deadline_s=self._fetch_deadline_s)
         except Retryable as error:
             self._fetch_failed(attempt, error)
             return
@@ -233,14 +233,14 @@ class Flow:
             self._end_attempt(attempt)
             self._reject(job.delivery, error, "fetch", job.image_id)
             return
-        self._budget.hold(job.delivery, len(body))
+        self._budget.hold(job.delivery, len(stored.body))
         now_s = self._clock.monotonic_s()
         with self._retries_lock:
             back = self._retries.succeeded(attempt, now_s)
         if back:
             self._observer.store_back(attempt.store)
         self._enter_decode_pool()
-        fetched = FetchedImage(job, body, fetch_ms=(now_s - started_s) * 1000)
+        fetched = FetchedImage(job, stored.body, fetch_ms=(now_s - started_s) * 1000, version=stored.version)
         self._decode_pool.submit(self._guard, self._receive, fetched, "fetch")
 
     def _fetch_failed(self, attempt: Attempt, error: Retryable) -> None:
@@ -319,6 +319,7 @@ class Flow:
             fetch_ms=fetched.fetch_ms,
             decode_ms=(now_s - started_s) * 1000,
             ready_s=now_s,
+            version=fetched.version,
         )
 
     # --- batch, infer -----------------------------------------------------------------------------------------------

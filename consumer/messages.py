@@ -105,6 +105,8 @@ class ImageJob:
     data: bytes | None = field(default=None, repr=False)
     sha256: str | None = None
     """Lower-case hex of the image's bytes, to be verified; None where the sender gave none."""
+    etag: str | None = None
+    """The ETag that the message says the image has, without quotes; bytes of another are labelled and marked."""
     content_type: str | None = None
     captured_at: str | None = None
     top_k: int | None = None
@@ -115,12 +117,30 @@ class ImageJob:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """Which version of an object a store gave; None where the store has no such notion."""
+
+    etag: str | None = None
+    """Without quotes, as the store gave it."""
+    version_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """What a store gave for a URI."""
+
+    body: bytes = field(repr=False)
+    version: StoredVersion = StoredVersion()
+
+
+@dataclass(frozen=True, slots=True)
 class FetchedImage:
     """A job with its image's encoded bytes."""
 
     job: ImageJob
     body: bytes = field(repr=False)
     fetch_ms: float = 0.0
+    version: StoredVersion = StoredVersion()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +153,10 @@ class ImageFacts:
     """Pillow's name: JPEG, PNG, WEBP, BMP, GIF, TIFF."""
     sha256: str
     """Lower-case hex of the encoded bytes."""
+    size_bytes: int = 0
+    """Of the encoded bytes."""
+    applied: tuple[str, ...] = ()
+    """What was done to the pixels beyond decoding and resizing, in order, such as `exif-orientation`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +171,7 @@ class DecodedImage:
     decode_ms: float
     ready_s: float
     """Monotonic seconds when it was ready for a batch."""
+    version: StoredVersion = StoredVersion()
 
 
 class CloseReason(Enum):
@@ -199,6 +224,7 @@ class Labelled:
     model: ModelInfo
     timings_ms: dict[str, float]
     """fetch, decode, queue, infer: milliseconds."""
+    version: StoredVersion = StoredVersion()
 
     @property
     def delivery(self) -> Delivery:

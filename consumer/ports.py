@@ -20,6 +20,7 @@ from consumer.messages import (
     ModelInfo,
     OutputRecord,
     Partition,
+    StoredImage,
 )
 
 
@@ -206,8 +207,8 @@ class ImageStore(Protocol):
         """What fails together: scheme and host, or scheme and bucket. Never carries a secret."""
         ...
 
-    def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> bytes:
-        """The image's bytes, at most `max_bytes` of them, within `deadline_s` seconds in all.
+    def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> StoredImage:
+        """The image's bytes and their version, at most `max_bytes` of them, within `deadline_s` seconds in all.
 
         Raises:
             ReferenceRefused: the settings do not allow this URI. Decided before anything is opened.

@@ -28,6 +28,7 @@ from consumer.messages import (
     ModelInfo,
     OutputRecord,
     Partition,
+    StoredImage,
 )
 from consumer.ports import AssignmentListener, CommitResult, OffsetLost, TopicFacts
 
@@ -51,7 +52,7 @@ class FakeImageStore:
         """Scheme and host."""
         return "fake://" + uri.removeprefix("fake://").split("/", 1)[0]
 
-    def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> bytes:
+    def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> StoredImage:
         """See `ports.ImageStore.fetch`."""
         if not uri.startswith("fake://images/"):
             raise ReferenceRefused("only fake://images/ is allowed")
@@ -64,7 +65,7 @@ class FakeImageStore:
             raise ImageNotFound("no such image")
         if len(body) > max_bytes:
             raise ImageTooLarge(f"{len(body)} bytes, and {max_bytes} are the most")
-        return body
+        return StoredImage(body)
 
 
 # --- time ----------------------------------------------------------------------------------------------------------

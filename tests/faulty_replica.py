@@ -25,6 +25,7 @@ import numpy as np
 
 from consumer.bootstrap import Ports
 from consumer.errors import Fatal, ImageNotFound, StoreUnavailable
+from consumer.messages import StoredImage
 from consumer.ports import ImageStore
 from consumer.service import end_service, run_service
 from consumer.settings import load
@@ -62,7 +63,7 @@ class ToldStore:
         """The host fails as a whole."""
         return f"test://{urlsplit(uri).netloc}"
 
-    def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> bytes:
+    def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> StoredImage:
         """See `ports.ImageStore.fetch`."""
         host, name = urlsplit(uri).netloc, urlsplit(uri).path.strip("/")
         with self._lock, (self._folder / "tries").open("a") as tries:
@@ -72,7 +73,7 @@ class ToldStore:
         path = self._folder / name
         if not path.exists():
             raise ImageNotFound(f"{uri}: 404")
-        return path.read_bytes()[:max_bytes]
+        return StoredImage(path.read_bytes()[:max_bytes])
 
 
 def with_faults(ports: Ports) -> Ports:

@@ -127,7 +127,8 @@ def _fetch_jars_to(jars: Path, maven: str) -> None:
         fetched = Path(scratch) / "libs"
         answer = subprocess.run(
             [
-                *(maven, "-q", "-B", "--strict-checksums", "-f", str(_HERE / "pom.xml"), "dependency:copy-dependencies"),
+                *(maven, "-q", "-B", "--strict-checksums", "-f", str(_HERE / "pom.xml")),
+                "dependency:copy-dependencies",
                 *("-DincludeScope=runtime", f"-DoutputDirectory={fetched}"),
             ],
             capture_output=True,

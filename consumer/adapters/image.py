@@ -105,7 +105,8 @@ class PillowDecoder:
         with self._opened(body) as image:
             width, height = image.size
             kind = "JPEG" if image.format == "MPO" else str(image.format)
-        return ImageFacts(width=width, height=height, format=kind, sha256=hashlib.sha256(body).hexdigest())
+        digest = hashlib.sha256(body).hexdigest()
+        return ImageFacts(width=width, height=height, format=kind, sha256=digest, size_bytes=len(body))
 
     def decode(self, body: bytes) -> npt.NDArray[np.uint8]:
         """uint8 [H, W, 3] RGB at the model's input size; contiguous, and the caller's own.

@@ -115,12 +115,26 @@ def event_id(origin: Origin, *, record_index: int, model_digest: str) -> str:
 
 def model_answer(labelled: Labelled) -> dict[str, Any]:
     """What a label event says of the image, its labels and the model, whatever message it answers."""
-    model, facts, timings = labelled.model, labelled.facts, labelled.timings_ms
+    model, facts, timings, version = labelled.model, labelled.facts, labelled.timings_ms, labelled.version
+    image: dict[str, Any] = {
+        "width": facts.width,
+        "height": facts.height,
+        "format": facts.format,
+        "sha256": facts.sha256,
+        "size_bytes": facts.size_bytes,
+        "applied": facts.applied,
+    }
+    if version.etag is not None:
+        image["etag"] = version.etag
+    if version.version_id is not None:
+        image["version_id"] = version.version_id
+    if labelled.job.etag is not None and version.etag is not None and labelled.job.etag != version.etag:
+        image["stale_reference"] = True
     return {
         "labels": [
             {"index": each.index, "label": each.label, "score": round(each.score, 6)} for each in labelled.labels
         ],
-        "image": {"width": facts.width, "height": facts.height, "format": facts.format, "sha256": facts.sha256},
+        "image": image,
         "model": {
             "name": model.name,
             "version": model.version,

@@ -97,7 +97,9 @@ class Inference:
                 "queue": (started_s - image.ready_s) * 1000,
                 "infer": infer_ms,
             }
-            outcomes.append(Labelled(image.job, labels, image.facts, self._runtime.info, timings_ms))
+            outcomes.append(
+                Labelled(image.job, labels, image.facts, self._runtime.info, timings_ms, version=image.version)
+            )
         return outcomes
 
 

@@ -12,7 +12,7 @@ from consumer.errors import ImageNotFound, ImageTooLarge, ReferenceRefused, Stor
 
 
 def _fetch(store: FileStore, uri: str, *, max_bytes: int = 1024, deadline_s: float = 30) -> bytes:
-    return store.fetch(uri, max_bytes=max_bytes, deadline_s=deadline_s)
+    return store.fetch(uri, max_bytes=max_bytes, deadline_s=deadline_s).body
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from consumer.messages import (
     Partition,
     Rejected,
     Skipped,
+    StoredImage,
 )
 from consumer.metrics import Metrics
 from consumer.observer import Observer
@@ -259,7 +260,7 @@ def test_a_fetched_body_counts_as_soon_as_it_is_here(rig: Rig) -> None:
     message = rig.put("long", b"1" * 900)
     fetch, go_on = rig.store.fetch, threading.Event()
 
-    def slow(uri: str, **limits: Any) -> bytes:
+    def slow(uri: str, **limits: Any) -> StoredImage:
         assert go_on.wait(5)
         return fetch(uri, **limits)
 
@@ -289,7 +290,7 @@ def test_an_image_that_fails_while_its_store_serves_others_is_a_letter(rig: Rig)
     good = rig.put("good", b"2")
     fetch = rig.store.fetch
 
-    def flaky(uri: str, **limits: Any) -> bytes:
+    def flaky(uri: str, **limits: Any) -> StoredImage:
         rig.store.available = not uri.endswith("bad")
         return fetch(uri, **limits)
 
@@ -345,7 +346,7 @@ def test_a_probe_that_brings_out_a_defect_leaves_no_image_waiting_for_ever(rig: 
     probe, other = _down(rig, rig.put("probe", b"3"), rig.put("one", b"1"))
     fetch = rig.store.fetch
 
-    def defective(uri: str, **limits: Any) -> bytes:
+    def defective(uri: str, **limits: Any) -> StoredImage:
         if uri.endswith("probe"):
             raise ZeroDivisionError
         return fetch(uri, **limits)
@@ -361,7 +362,7 @@ def test_a_probe_whose_lease_ends_while_it_is_out_leaves_no_image_waiting_for_ev
     out, go_on = threading.Event(), threading.Event()
     fetch = rig.store.fetch
 
-    def slow(uri: str, **limits: Any) -> bytes:
+    def slow(uri: str, **limits: Any) -> StoredImage:
         if uri.endswith("probe") and not go_on.is_set():
             out.set()
             assert go_on.wait(5)

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from consumer.errors import DeadLetterLimit as DeadLetterLimitReached
 from consumer.errors import Fatal, ModelError, NotAuthorized, Retryable, RuntimeStuck, TopicMissing
 from consumer.flow import Flow
-from consumer.messages import CommitPoint, Delivery, OutputRecord, Partition
+from consumer.messages import CommitPoint, Delivery, OutputRecord, Partition, StoredImage
 from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.pipeline import Pipeline, Rules
@@ -398,7 +398,7 @@ def test_a_drain_waits_for_no_store_that_is_down(rig: Rig) -> None:
 def test_a_drain_does_not_wait_for_a_fetch_that_fails_while_it_waits(rig: Rig) -> None:
     fetch, out, go_on = rig.store.fetch, threading.Event(), threading.Event()
 
-    def slow(uri: str, **limits: Any) -> bytes:
+    def slow(uri: str, **limits: Any) -> StoredImage:
         out.set()
         assert go_on.wait(8)
         return fetch(uri, **limits)

@@ -11,6 +11,7 @@ from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
 from consumer.errors import ImageNotFound, ImageTooLarge, ReferenceRefused, StoreUnavailable
+from consumer.messages import StoredImage
 from consumer.redact import redact_uri
 
 _CHUNK_BYTES = 1024 * 1024
@@ -48,7 +49,7 @@ class FileStore:
             return "file://"
         return "file://" + os.fsdecode(root)
 
-    def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> bytes:
+    def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> StoredImage:
         """See `ports.ImageStore.fetch`.
 
         The deadline is looked at before each step and each mebibyte. A read that hangs in the kernel (a hard NFS
@@ -58,7 +59,7 @@ class FileStore:
         give_up_s = self._monotonic_s() + deadline_s
         try:
             with _opened(uri, root, names) as file:
-                return self._read(uri, file, max_bytes=max_bytes, give_up_s=give_up_s)
+                return StoredImage(self._read(uri, file, max_bytes=max_bytes, give_up_s=give_up_s))
         except OSError as error:
             _translate(error, uri)
 
