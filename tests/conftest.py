@@ -1,6 +1,7 @@
 """What all tests share: a real Kafka, topics of one's own, photographs, and the rule that CI skips nothing."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,12 @@ ALLOWED_SKIPS = ("bird data",)
 
 _in_ci = os.environ.get("CI", "").lower() == "true"
 _missing_kafka: list[str] = []  # why, said once at the end
+
+
+def pytest_configure() -> None:
+    """Children that tests send a Ctrl-C inherit how it is treated here; in the background of a script it is ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- CI skips nothing ----------------------------------------------------------------------------------------------

@@ -303,7 +303,10 @@ class KafkaBroker(Cluster):
             self._start(timeout_s)
         except Exception as error:
             self.kill()
-            raise RuntimeError(f"{error}\n--- {self.log_path}\n{tail(self.log_path)}") from error
+            log = tail(self.log_path)
+            last = log.splitlines()[-1] if log else "its log is empty"
+            # The log's end also in the first line: a summary of many failures shows no more than that.
+            raise RuntimeError(f"Apache Kafka did not start ({last}): {error}\n--- {self.log_path}\n{log}") from error
         return self
 
     def _start(self, timeout_s: float) -> None:

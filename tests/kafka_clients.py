@@ -92,6 +92,10 @@ def send(cluster: Cluster, topic: str, records: Iterable[Record], *, timeout_s: 
     return [sent[number] for number in sorted(sent)]
 
 
+# A leader that was only just elected can still disown its partition for a moment.
+_NOT_LED_YET = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+
+
 def numbered(count: int, partitions: int = 1) -> list[Record]:
     """Records "0", "1", ... dealt to partitions in turn."""
     return [Record(b"%d" % n, key=b"%d" % n, partition=n % partitions) for n in range(count)]
@@ -104,8 +108,20 @@ def end_offsets(
     partitions = cluster.admin().list_topics(topic, timeout=10).topics[topic].partitions
     latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
     asked = {TopicPartition(topic, number): latest for number in partitions}
-    answers = cluster.admin().list_offsets(asked, isolation_level=isolation)
-    return {where.partition: answer.result(10).offset for where, answer in answers.items()}
+    found: dict[int, int] = {}
+
+    def told() -> bool:
+        answers = cluster.admin().list_offsets(asked, isolation_level=isolation)
+        try:
+            found.update({where.partition: answer.result(10).offset for where, answer in answers.items()})
+        except KafkaException as error:
+            if error.args[0].code() not in _NOT_LED_YET:
+                raise
+            return False
+        return True
+
+    wait_until(told, timeout_s=20, what=f"the end offsets of {topic}")
+    return found
 
 
 def read_to_end(cluster: Cluster, topic: str, *, timeout_s: float = 30) -> list[Message]:
