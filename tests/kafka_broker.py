@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -112,8 +113,7 @@ def fetch_jars() -> Path:
     if maven is None:
         raise KafkaUnavailable("no Maven: install `mvn`, or set OUZEL_TEST_BOOTSTRAP_SERVERS")
     jars.parent.mkdir(exist_ok=True)
-    # One at a time: test processes start side by side, and two Mavens that fill an empty local repository together
-    # leave half-written jars.
+    # One at a time: test processes start side by side.
     with (jars.parent / "fetching.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not jars.is_dir():
@@ -129,7 +129,8 @@ def _fetch_jars_to(jars: Path, maven: str) -> None:
             [
                 *(maven, "-q", "-B", "--strict-checksums", "-f", str(_HERE / "pom.xml")),
                 "dependency:copy-dependencies",
-                *("-DincludeScope=runtime", f"-DoutputDirectory={fetched}"),
+                # A local repository of its own: what an interrupted Maven left in the user's does not come along.
+                *("-DincludeScope=runtime", f"-DoutputDirectory={fetched}", f"-Dmaven.repo.local={scratch}/m2"),
             ],
             capture_output=True,
             text=True,
@@ -138,6 +139,9 @@ def _fetch_jars_to(jars: Path, maven: str) -> None:
         )
         if answer.returncode != 0:
             raise KafkaUnavailable(f"Maven could not fetch Apache Kafka:\n{(answer.stdout + answer.stderr)[-2000:]}")
+        for jar in fetched.glob("*.jar"):
+            with zipfile.ZipFile(jar) as archive:
+                archive.testzip()
         fetched.rename(jars)  # complete or not there at all
 
 
