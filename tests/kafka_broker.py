@@ -140,9 +140,17 @@ def _fetch_jars_to(jars: Path, maven: str) -> None:
         if answer.returncode != 0:
             raise KafkaUnavailable(f"Maven could not fetch Apache Kafka:\n{(answer.stdout + answer.stderr)[-2000:]}")
         for jar in fetched.glob("*.jar"):
-            with zipfile.ZipFile(jar) as archive:
-                archive.testzip()
+            if not _is_whole(jar):
+                raise KafkaUnavailable(f"Maven fetched {jar.name}, and it is not whole: try again")
         fetched.rename(jars)  # complete or not there at all
+
+
+def _is_whole(jar: Path) -> bool:
+    try:
+        with zipfile.ZipFile(jar) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
 
 
 class Cluster:
