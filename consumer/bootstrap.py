@@ -20,11 +20,13 @@ from consumer.messages import Outcome
 from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.pipeline import Pipeline, Rules
-from consumer.ports import GroupView, ImageDecoder, ImageStore, Labels, MessageSource, ModelRuntime, ResultSink
+from consumer.ports import Clock, GroupView, ImageDecoder, ImageStore, Labels, MessageSource, ModelRuntime, ResultSink
 from consumer.settings import Settings
+from consumer.settings_tables import FetchCacheSettings
 from consumer.stages.batch import Batcher, padded_sizes
 from consumer.stages.dead_letter_limit import DeadLetterLimit
 from consumer.stages.events import EventContext
+from consumer.stages.fetch_cache import FetchCache
 from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget, Intake
 from consumer.stages.parse import Parser
@@ -166,6 +168,17 @@ def build_stores(settings: Settings) -> list[ImageStore]:
     return [FileStore(settings.stores.file.roots)] if settings.stores.file.roots else []
 
 
+def _fetch_cache(settings: FetchCacheSettings, clock: Clock, observer: Observer) -> FetchCache | None:
+    if settings.max_bytes == 0:
+        return None
+    return FetchCache(
+        max_bytes=settings.max_bytes,
+        max_age_s=settings.max_age_ms / 1000,
+        monotonic_s=clock.monotonic_s,
+        told=observer.fetch_cache,
+    )
+
+
 def build_flow(
     settings: Settings,
     model: Model,
@@ -184,6 +197,7 @@ def build_flow(
             max_metadata_bytes=settings.input.max_metadata_bytes, max_image_bytes=settings.stores.max_image_bytes
         ),
         stores=stores,
+        cache=_fetch_cache(settings.stores.cache, clock, observer),
         decoder=model.decoder,
         inference=Inference(
             model.runtime,

@@ -25,11 +25,13 @@ from consumer.messages import (
     Outcome,
     Rejected,
     Skipped,
+    StoredImage,
 )
 from consumer.observer import Observer
 from consumer.ports import Clock, ImageDecoder, ImageStore, MessageParser
 from consumer.stages.batch import Batcher
 from consumer.stages.fetch import choose_store, verify
+from consumer.stages.fetch_cache import Answer, FetchCache, key_of
 from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget
 from consumer.stages.retry import Attempt, Retries
@@ -49,6 +51,7 @@ class Flow:
         *,
         parser: MessageParser,
         stores: Sequence[ImageStore],
+        cache: FetchCache | None = None,
         decoder: ImageDecoder,
         inference: Inference,
         batcher: Batcher,
@@ -67,6 +70,7 @@ class Flow:
     ) -> None:
         self._parser = parser
         self._stores = tuple(stores)
+        self._cache = cache
         self._decoder = decoder
         self._inference = inference
         self._batcher = batcher
@@ -225,7 +229,7 @@ class Flow:
             uri = job.uri or ""
             store = choose_store(self._stores, uri)
             with self._observer.stage("fetch"):
-                stored = store.fetch(uri, max_bytes=self._max_image_bytes, deadline_s=self._fetch_deadline_s)
+                stored, answer = self._stored(store, job, uri)
         except Retryable as error:
             self._fetch_failed(attempt, error)
             return
@@ -235,13 +239,21 @@ class Flow:
             return
         self._budget.hold(job.delivery, len(stored.body))
         now_s = self._clock.monotonic_s()
-        with self._retries_lock:
-            back = self._retries.succeeded(attempt, now_s)
-        if back:
-            self._observer.store_back(attempt.store)
+        if answer == "hit":
+            self._end_attempt(attempt)  # says nothing of the store
+        else:
+            self._served(attempt, now_s)
         self._enter_decode_pool()
         fetched = FetchedImage(job, stored.body, fetch_ms=(now_s - started_s) * 1000, version=stored.version)
         self._decode_pool.submit(self._guard, self._receive, fetched, "fetch")
+
+    def _stored(self, store: ImageStore, job: ImageJob, uri: str) -> tuple[StoredImage, Answer]:
+        def fetch() -> StoredImage:
+            return store.fetch(uri, max_bytes=self._max_image_bytes, deadline_s=self._fetch_deadline_s)
+
+        if self._cache is None:
+            return fetch(), "miss"
+        return self._cache.fetch(key_of(job, store.health_key(uri)), fetch, wait_s=self._fetch_deadline_s)
 
     def _fetch_failed(self, attempt: Attempt, error: Retryable) -> None:
         delivery = attempt.job.delivery
@@ -259,6 +271,12 @@ class Flow:
             self._reject(delivery, letter, "fetch", attempt.job.image_id)
         elif not delivery.lease.wants_new_work:
             self.abandon_ended()  # it came back after the others of its lease were let go of
+
+    def _served(self, attempt: Attempt, now_s: float) -> None:
+        with self._retries_lock:
+            back = self._retries.succeeded(attempt, now_s)
+        if back:
+            self._observer.store_back(attempt.store)
 
     def _end_attempt(self, attempt: Attempt) -> None:
         """It is over without the store having served it or failed to."""

@@ -63,6 +63,9 @@ class Metrics:
             "ouzel_offsets_lost", "Messages that retention removed before they were read.", registry=own
         )
         self._commits = Counter("ouzel_commits", "Offset commits by result.", ["result"], registry=own)
+        self._cache = Counter(
+            "ouzel_fetch_cache", "Fetches by whether the cache answered them.", ["answer"], registry=own
+        )
         self._stores = Gauge("ouzel_store_down", "1 while a store is presumed down.", ["store"], registry=own)
         self._model = Info("ouzel_model", "The model that labels.", registry=own)
 
@@ -104,6 +107,10 @@ class Metrics:
         """What is held now."""
         self._messages.set(messages)
         self._bytes.set(size_bytes)
+
+    def fetch_cache(self, answer: Literal["hit", "miss"]) -> None:
+        """The cache answered a fetch, or it did not."""
+        self._cache.labels(answer).inc()
 
     def dead_letter(self, error_class: str) -> None:
         """A dead letter was written; the class is a name of `consumer.errors`, such as `NotAnImage`."""

@@ -11,6 +11,7 @@ from consumer.messages import Delivery, Labelled, Outcome, Partition, Rejected, 
 from consumer.metrics import Metrics, Stage
 from consumer.ports import Clock, CommitResult
 from consumer.stages.dead_letter_limit import Trip
+from consumer.stages.fetch_cache import Answer
 
 
 class Observer:
@@ -61,6 +62,10 @@ class Observer:
     def retried(self, stage: Stage) -> None:
         """One more try is due."""
         self.metrics.retry(stage)
+
+    def fetch_cache(self, answer: Answer) -> None:
+        """A fetch was answered by the cache (`hit`), or by its store."""
+        self.metrics.fetch_cache(answer)
 
     def store_down(self, store: str, error: Retryable) -> None:
         """A store has served nobody for a while: its images wait, none becomes a letter."""

@@ -110,10 +110,18 @@ class FileStoreSettings(Section):
     """Directories below which `file://` may read; empty: `file://` is off."""
 
 
+class FetchCacheSettings(Section):
+    """[stores.cache]"""
+
+    max_bytes: Annotated[int, Field(ge=0)] = 0
+    max_age_ms: Milliseconds = 10_000
+
+
 class StoresSettings(Section):
     """[stores]"""
 
     file: FileStoreSettings = FileStoreSettings()
+    cache: FetchCacheSettings = FetchCacheSettings()
     max_image_bytes: Bytes = 32 * 1024 * 1024
     fetch_deadline_ms: Milliseconds = 10_000
 

@@ -40,16 +40,18 @@ from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.ports import MessageParser
 from consumer.stages.batch import Batcher, padded_sizes
+from consumer.stages.fetch_cache import FetchCache
 from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget
 from consumer.stages.retry import Retries
 from tests.fakes import FakeClock, FakeDecoder, FakeImageStore, FakeLabels, FakeRuntime, fake_parse
+from tests.processes import wait_until
 
 
 class Rig:
     """A flow over fakes, its outcomes kept. `max_attempts` is 2 and backoff is drawn as 0."""
 
-    def __init__(self, *, parser: MessageParser = fake_parse, tombstones: str = "skip") -> None:
+    def __init__(self, *, parser: MessageParser = fake_parse, tombstones: str = "skip", cache_bytes: int = 0) -> None:
         self.clock = FakeClock()
         self.store = FakeImageStore()
         self.decoder = FakeDecoder()
@@ -60,9 +62,14 @@ class Rig:
         self.changed = threading.Condition()
         self.lease = Lease(Partition("images", 0), epoch=1, topic_id="")
         self.metrics = Metrics(CollectorRegistry())
+        observer = Observer(self.metrics, self.clock)
+        self.cache = FetchCache(
+            max_bytes=cache_bytes, max_age_s=60, monotonic_s=self.clock.monotonic_s, told=observer.fetch_cache
+        )
         self.flow = Flow(
             parser=parser,
             stores=[self.store],
+            cache=self.cache if cache_bytes else None,
             decoder=self.decoder,
             inference=Inference(
                 self.runtime, FakeLabels(), sizes=padded_sizes(4), top_k=1, min_score=0.5, clock=self.clock
@@ -71,7 +78,7 @@ class Rig:
             retries=Retries(max_attempts=2, initial_backoff_ms=100, max_backoff_ms=1_000, dice=lambda: 0.0),
             budget=self.budget,
             clock=self.clock,
-            observer=Observer(self.metrics, self.clock),
+            observer=observer,
             tombstones=tombstones,
             max_image_bytes=1_000,
             fetch_deadline_s=1.0,
@@ -512,3 +519,36 @@ def test_closing_twice_and_with_work_under_way_ends_every_thread(rig: Rig) -> No
         assert id(image.job.delivery) not in done
         rig.flow._stage_of.pop(id(image.job.delivery))
         rig.budget.release(image.job.delivery)
+
+
+def test_a_burst_about_one_image_costs_its_store_one_request() -> None:
+    rig = Rig(cache_bytes=1_000)
+    try:
+        one = rig.put("one", b"1")
+        rig.submit(*[one] * 10)
+        assert [_class(outcome) for outcome in rig.outcome(10)] == [1] * 10
+        assert rig.store.fetched == ["fake://images/one"]
+    finally:
+        rig.flow.close()
+
+
+def test_an_answer_of_the_cache_does_not_say_that_the_store_is_up() -> None:
+    """Otherwise an image that its store, being down, did not give would be taken for the one at fault."""
+    rig = Rig(cache_bytes=1_000)
+    try:
+        one, two = rig.put("one", b"1"), rig.put("two", b"2")
+        rig.submit(one)
+        rig.outcome(1)
+        rig.store.available = False
+        (lost,) = rig.submit(two)
+        # No tick: the second attempt comes after the cache's answer.
+        wait_until(lambda: bool(rig.store.fetched[1:]) and rig.waiting(lost), timeout_s=10, what="a failed attempt")
+        rig.clock.advance(1)
+        rig.submit(one)
+        wait_until(lambda: len(rig.outcomes) == 2, timeout_s=10, what="the cache's answer")
+        rig.wait(lambda: bool(rig.flow.down_stores()), "the store to be presumed down")
+        assert not any(isinstance(outcome, Rejected) for outcome in rig.outcomes)
+        rig.store.available = True
+        assert _class(rig.of(lost)) == 2
+    finally:
+        rig.flow.close()
