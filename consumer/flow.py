@@ -8,8 +8,8 @@ Stages overlap: while one batch is on the model, the next images are fetched and
                                                      │  ^
                                                      └──┘ retries, by `tick`
 
-Each record of a message that carries several goes this way alone, under a delivery of its own; the message leaves as one
-outcome when the last of them is there.
+Each record of a message that carries several goes this way alone, under a delivery of its own; the message leaves as
+one outcome when the last of them is there.
 """
 
 import threading

@@ -295,5 +295,8 @@ class MessageParser(Protocol):
     """From a message's bytes to what it asks for. Pure; any thread."""
 
     def __call__(self, delivery: Delivery) -> Parsed:
-        """One image, several, or nothing. Raises `MalformedMessage`, `ReferenceRefused`, or `ImageTooLarge` for inline bytes; nothing else."""
+        """One image, several, or nothing.
+
+        Raises `MalformedMessage`, `ReferenceRefused`, or `ImageTooLarge` for inline bytes; nothing else.
+        """
         ...

@@ -31,6 +31,7 @@ from consumer.messages import (
     Lease,
     LeaseState,
     Outcome,
+    Parsed,
     Partition,
     Rejected,
     Skipped,
@@ -448,7 +449,7 @@ def test_a_first_attempt_that_fails_after_its_lease_was_let_go_of_does_not_wait(
     ended = Lease(Partition("images", 9), epoch=1, topic_id="")
     parse, parsing, go_on = rig.flow._parser, threading.Event(), threading.Event()
 
-    def slow(delivery: Delivery) -> ImageJob:
+    def slow(delivery: Delivery) -> Parsed:
         parsing.set()
         assert go_on.wait(5)
         return parse(delivery)
