@@ -23,7 +23,7 @@ def _number(value: object) -> object:
 Number = Annotated[Integer, Field(ge=0), BeforeValidator(_number)]
 BucketName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")]
 Text = Annotated[str, Field(max_length=256)]
-Version = Annotated[str, Field(max_length=1024)]
+Version = Annotated[str, Field(pattern=r"^[!-~]{0,1024}$")]
 
 
 class Bucket(Message):
