@@ -13,7 +13,7 @@ from consumer.messages import Headers, ImageJob, Parsed, Records, Rejected, Skip
 from consumer.stages.fetch import check_uri
 from consumer.stages.parse import Parser
 from tests.contract.schema_files import SCHEMAS, check, is_valid
-from tests.unit.bucket_events import FOLDER, notification, s3_record
+from tests.notifications import FOLDER, notification, s3_record
 from tests.unit.deliveries import delivery
 
 PARSE = Parser(max_records=5)

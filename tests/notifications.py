@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parents[1] / "data" / "bucket_events"
+FOLDER = Path(__file__).parent / "data" / "bucket_events"
 
 
 def notification(name: str) -> dict[str, Any]:
