@@ -33,8 +33,8 @@ Form = Literal["json", "cloudevent", "image", "uri-list"]
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _URI_START = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]{0,31}://")
-_PUBSUB_EVENT_TYPE = "eventType"  # Pub/Sub's attributes become headers in Google's connector for Kafka Connect
-_CE_TYPE = "ce_type"
+# Google's connector for Kafka Connect makes Pub/Sub's attributes headers; the other is a CloudEvent's in binary mode.
+_EVENT_TYPES = ("eventType", "ce_type")
 _DECIMAL = re.compile(rb"[0-9]{1,10}")
 
 # First bytes, and the media type they say. WebP is told by two places, see `_media_type_of`.
@@ -104,8 +104,7 @@ class Parser:
             return _uri_job(delivery, value)
         document = _json_object(value)
         if "image_id" not in document:
-            event_type = _text_header(delivery, _PUBSUB_EVENT_TYPE) or _text_header(delivery, _CE_TYPE)
-            found = bucket_events.read(document, event_type=event_type, max_records=self._max_records)
+            found = bucket_events.read(document, event_type=_event_type(delivery), max_records=self._max_records)
             if found is not None:
                 return self._notification(delivery, found)
         return self._reference(delivery, document, enveloped=form == "cloudevent")
@@ -207,9 +206,12 @@ def _object_id(bucket: str, key: str) -> str:
     return name
 
 
-def _text_header(delivery: Delivery, name: str) -> str | None:
-    value = delivery.header(name)
-    return value[:256].decode("utf-8", "replace") if value else None
+def _event_type(delivery: Delivery) -> str | None:
+    """What the headers say has happened to an object, where the value does not."""
+    for name, value in delivery.headers:
+        if name in _EVENT_TYPES and value:
+            return value[:256].decode("utf-8", "replace")
+    return None
 
 
 def _media_type(delivery: Delivery) -> str:
