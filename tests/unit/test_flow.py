@@ -569,6 +569,18 @@ def test_a_message_of_which_one_record_is_abandoned_is_abandoned_once_the_others
     assert isinstance(rig.of(sent), Abandoned)
 
 
+def test_after_an_abandoned_record_no_further_one_begins(rig: Rig) -> None:
+    rig.budget.hold(rig, 10_000)
+    rig.store.available = False
+    (sent,) = rig.submit(rig.put("one", b"1") + b"|2|3")
+    rig.wait(lambda: bool(rig.flow.down_stores()), "the store to be presumed down")
+    rig.lease.state = LeaseState.DRAINING
+    rig.flow.abandon_ended()
+    assert isinstance(rig.of(sent), Abandoned)
+    assert rig.runtime.calls == []
+    rig.budget.release(rig)
+
+
 @pytest.mark.parametrize("stage", ["decode", "batch"])
 def test_a_message_with_several_records_is_abandoned_when_its_lease_ends(rig: Rig, stage: str) -> None:
     gate = rig.decoder.gate if stage == "decode" else rig.runtime.gate
