@@ -17,7 +17,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 import orjson
 
@@ -29,6 +29,10 @@ from consumer.stages import bucket_events
 from consumer.stages.validate import validated
 
 Form = Literal["json", "cloudevent", "image", "uri-list"]
+
+MAX_SEVERAL_BYTES: Final = 1024 * 1024
+"""Of a message with several records. Each of them that fails is a letter with the whole message in it, so that a large
+one would fill the dead-letter topic a hundredfold. AWS bounds a notification, of one record, to 64 KB."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -110,6 +114,11 @@ class Parser:
         return self._reference(delivery, document, enveloped=form == "cloudevent")
 
     def _notification(self, delivery: Delivery, found: list[bucket_events.Found]) -> Parsed:
+        if len(found) > 1 and len(delivery.value or b"") > MAX_SEVERAL_BYTES:
+            raise MalformedMessage(
+                f"{len(found)} records in more than {MAX_SEVERAL_BYTES} bytes: each that fails is a dead letter with "
+                "all of them in it; send fewer records in each message"
+            )
         wanted = delivery.header(ORIGIN_RECORD_INDEX)
         if wanted is None and len(found) > 1:
             parts = [_part(delivery, index) for index in range(len(found))]

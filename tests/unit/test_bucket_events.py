@@ -11,7 +11,7 @@ from consumer.errors import MalformedMessage
 from consumer.headers import ORIGIN_RECORD_INDEX
 from consumer.messages import Headers, ImageJob, Parsed, Records, Rejected, Skipped
 from consumer.stages.fetch import check_uri
-from consumer.stages.parse import Parser
+from consumer.stages.parse import MAX_SEVERAL_BYTES, Parser
 from tests.contract.schema_files import SCHEMAS, check, is_valid
 from tests.notifications import FOLDER, notification, s3_record
 from tests.unit.deliveries import delivery
@@ -292,6 +292,13 @@ def test_more_records_than_the_setting_are_refused() -> None:
     assert "input.max_records" in _refusal({"Records": [s3_record()] * 6})
     inner = json.dumps({"Records": [s3_record()] * 6})
     assert "input.max_records" in _refusal(notification("aws-sns") | {"Message": inner})
+
+
+def test_several_records_in_a_large_message_are_refused() -> None:
+    """Each that fails would be a letter as large."""
+    padded = {"padding": "x" * MAX_SEVERAL_BYTES}
+    assert "dead letter" in _refusal({"Records": [s3_record()] * 2, **padded})
+    assert _job({"Records": [s3_record()], **padded}).image_id == "photos/1.jpg"
 
 
 def test_metadata_beyond_the_setting_is_refused_as_any_other() -> None:
