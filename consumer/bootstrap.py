@@ -194,7 +194,9 @@ def build_flow(
     batch, pipeline, retry = settings.batch, settings.pipeline, settings.retry
     return Flow(
         parser=Parser(
-            max_metadata_bytes=settings.input.max_metadata_bytes, max_image_bytes=settings.stores.max_image_bytes
+            max_metadata_bytes=settings.input.max_metadata_bytes,
+            max_image_bytes=settings.stores.max_image_bytes,
+            max_records=settings.input.max_records,
         ),
         stores=stores,
         cache=_fetch_cache(settings.stores.cache, clock, observer),

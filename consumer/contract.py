@@ -195,6 +195,7 @@ class DeadLetterHeaders(Message):
         default="", alias=headers.ORIGIN_TIMESTAMP_MS
     )
     origin_timestamp_type: Literal["create", "log_append", "none"] = Field(alias=headers.ORIGIN_TIMESTAMP_TYPE)
+    origin_record_index: Number = Field(default="", alias=headers.ORIGIN_RECORD_INDEX)
     replay_count: Number = Field(alias=headers.REPLAY_COUNT)
     topic: NotEmpty = Field(alias=headers.ERROR_TOPIC)
     partition: Number = Field(alias=headers.ERROR_PARTITION)

@@ -7,9 +7,13 @@ Stages overlap: while one batch is on the model, the next images are fetched and
                                     └─ reference ─> fetch pool ──┘          (one batch at a time)
                                                      │  ^
                                                      └──┘ retries, by `tick`
+
+Each record of a message that carries several goes this way alone, under a delivery of its own; the message leaves as
+one outcome when the last of them is there.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,8 +26,11 @@ from consumer.messages import (
     Delivery,
     FetchedImage,
     ImageJob,
+    Labelled,
     Outcome,
+    Records,
     Rejected,
+    Several,
     Skipped,
     StoredImage,
 )
@@ -32,11 +39,26 @@ from consumer.ports import Clock, ImageDecoder, ImageStore, MessageParser
 from consumer.stages.batch import Batcher
 from consumer.stages.fetch import choose_store, verify
 from consumer.stages.fetch_cache import Answer, FetchCache, key_of
+from consumer.stages.gather import Gathering
 from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget
 from consumer.stages.retry import Attempt, Retries
 
 _JOIN_S = 10.0
+_NO_STAGE = frozenset({"waiting", "gathering"})
+"""Where an item may sit for as long as it takes: waiting for a store that is down, or for the parts of its message."""
+
+
+class _Whole:
+    """A message whose records are on their way, each as a part."""
+
+    def __init__(self, records: Records) -> None:
+        self.gathering = Gathering[Outcome](records.delivery, (entry.delivery for entry in records.entries))
+        self.lock = threading.Lock()
+        self.to_begin = deque(entry for entry in records.entries if isinstance(entry, ImageJob))
+        self.under_way = 0
+        self.given_up = False
+        """A part was abandoned: the message will come again, so no further part begins."""
 
 
 class Flow:
@@ -94,6 +116,7 @@ class Flow:
         self._infer_since_s: float | None = None
         self._stuck = False
         self._stage_of: dict[int, tuple[str, float]] = {}
+        self._wholes: dict[int, _Whole] = {}
 
     # --- for the owner ----------------------------------------------------------------------------------------------
 
@@ -144,11 +167,11 @@ class Flow:
     def oldest(self) -> dict[str, float]:
         """For each stage that holds work, the monotonic second since which its oldest item has been there.
 
-        Items that wait for a store presumed down are not held by a stage.
+        Items that wait for a store presumed down are not held by a stage, nor is a message whose parts are under way.
         """
         oldest: dict[str, float] = {}
         for stage, since_s in list(self._stage_of.values()):
-            if stage != "waiting":
+            if stage not in _NO_STAGE:
                 oldest[stage] = min(since_s, oldest.get(stage, since_s))
         return oldest
 
@@ -182,12 +205,23 @@ class Flow:
             return
         try:
             with self._observer.stage("parse"):
-                job = self._parser(delivery)
-                attempt = None if job.uri is None else self._first_attempt(job, job.uri)
+                parsed = self._parser(delivery)
+                attempt = self._first_attempt(parsed) if isinstance(parsed, ImageJob) else None
         except InvalidMessage as error:
             self._leave_decode_pool()
             self._reject(delivery, error, "parse")
             return
+        if isinstance(parsed, ImageJob):
+            self._go(parsed, attempt)
+            return
+        self._leave_decode_pool()
+        if isinstance(parsed, Skipped):
+            self._leave(parsed)
+        else:
+            self._take_apart(parsed)
+
+    def _go(self, job: ImageJob, attempt: Attempt | None) -> None:
+        """From the decode pool on: an inline image stays in it, a reference goes to the fetch pool."""
         if attempt is None:
             self._receive(FetchedImage(job, job.data or b""), "parse")
             return
@@ -201,11 +235,82 @@ class Flow:
         else:
             self._leave(Skipped(delivery, "tombstone"))
 
+    # --- messages with several records ------------------------------------------------------------------------------
+
+    def _take_apart(self, records: Records) -> None:
+        """Send each record on its way."""
+        whole = _Whole(records)
+        self._enter_stage(records.delivery, "gathering")
+        self._wholes[id(records.delivery)] = whole
+        for entry in records.entries:
+            if not isinstance(entry, ImageJob):
+                self._collect(entry)
+        self._begin_parts(whole)
+
+    def _begin_parts(self, whole: _Whole) -> None:
+        """Begin what there is room for, and one part always: a message may ask for more images than fit at once."""
+        lease = whole.gathering.message.lease
+        with whole.lock:
+            while whole.to_begin and not whole.given_up and not lease.ended:
+                room = self._budget.used_bytes + self._inference.image_bytes <= self._budget.max_bytes
+                if whole.under_way and not room:
+                    return
+                whole.under_way += 1
+                job = whole.to_begin.popleft()
+                # For the whole time in which it may become pixels, as `submit` does for a message of one image.
+                self._budget.hold(job.delivery, self._inference.image_bytes)
+                self._begin_part(job)
+            unwanted = list(whole.to_begin)
+            whole.to_begin.clear()
+        for job in unwanted:
+            self._collect(Abandoned(job.delivery))
+
+    def _begin_part(self, job: ImageJob) -> None:
+        self._enter_decode_pool()
+        try:
+            self._decode_pool.submit(self._guard, self._part, job)
+        except RuntimeError:  # the pool is shut down: what has not begun is dropped, and was never committed
+            if not self._closed:
+                raise
+
+    def _part(self, job: ImageJob) -> None:
+        self._enter_stage(job.delivery, "parse")
+        try:
+            attempt = self._first_attempt(job)
+        except InvalidMessage as error:
+            self._leave_decode_pool()
+            self._reject(job.delivery, error, "parse", job.image_id)
+            return
+        self._go(job, attempt)
+
+    def _part_left(self, outcome: Outcome) -> None:
+        """A part is done: it makes room for the next one."""
+        part = outcome.delivery
+        self._budget.release(part)
+        whole = self._wholes[id(part.message)]
+        with whole.lock:
+            whole.under_way -= 1
+            whole.given_up = whole.given_up or isinstance(outcome, Abandoned)
+        self._collect(outcome)
+        self._begin_parts(whole)
+
+    def _collect(self, outcome: Outcome) -> None:
+        """Note what became of a part. With the last one the whole message leaves."""
+        message = outcome.delivery.message
+        outcomes = self._wholes[id(message)].gathering.add(outcome.delivery, outcome)
+        if outcomes is None:
+            return
+        done = tuple(each for each in outcomes if isinstance(each, Labelled | Rejected | Skipped))
+        self._leave(Several(message, done) if len(done) == len(outcomes) else Abandoned(message))
+        del self._wholes[id(message)]
+
     # --- fetch ------------------------------------------------------------------------------------------------------
 
-    def _first_attempt(self, job: ImageJob, uri: str) -> Attempt:
-        """Raises ReferenceRefused."""
-        key = choose_store(self._stores, uri).health_key(uri)
+    def _first_attempt(self, job: ImageJob) -> Attempt | None:
+        """None for an inline image. Raises ReferenceRefused."""
+        if job.uri is None:
+            return None
+        key = choose_store(self._stores, job.uri).health_key(job.uri)
         return Attempt(job, key, self._clock.monotonic_s())
 
     def _admitted(self, attempt: Attempt) -> bool:
@@ -385,9 +490,13 @@ class Flow:
         self._leave(Rejected(delivery, error, stage, image_id))
 
     def _leave(self, outcome: Outcome) -> None:
-        self._budget.end_fetch(outcome.delivery)
-        self._on_outcome(outcome)  # first: at every moment a stage or the publisher has it
-        self._stage_of.pop(id(outcome.delivery), None)
+        delivery = outcome.delivery
+        self._budget.end_fetch(delivery)
+        if delivery.part_of is None:
+            self._on_outcome(outcome)  # first: at every moment a stage or the publisher has it
+        else:
+            self._part_left(outcome)
+        self._stage_of.pop(id(delivery), None)
 
     def _enter_decode_pool(self) -> None:
         with self._batch_changed:
@@ -403,10 +512,11 @@ class Flow:
         self._stage_of[id(delivery)] = (stage, now_s)
         return now_s
 
-    def _guard(self, work: Callable[..., None], item: Delivery | Attempt | FetchedImage, *args: str) -> None:
+    def _guard(self, work: Callable[..., None], item: Delivery | ImageJob | Attempt | FetchedImage, *args: str) -> None:
         """What a pool's thread runs. A defect of ours must not die in silence with it, nor end the replica for a
         message that would then end the next one: it is that message's dead letter."""
-        delivery = item if isinstance(item, Delivery) else item.job.delivery
+        job = item.job if isinstance(item, Attempt | FetchedImage) else item
+        delivery = job if isinstance(job, Delivery) else job.delivery
         try:
             work(item, *args)
         except Exception as error:

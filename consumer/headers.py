@@ -13,6 +13,8 @@ ORIGIN_PARTITION = "ouzel-origin-partition"
 ORIGIN_OFFSET = "ouzel-origin-offset"
 ORIGIN_TIMESTAMP_MS = "ouzel-origin-timestamp-ms"
 ORIGIN_TIMESTAMP_TYPE = "ouzel-origin-timestamp-type"
+# Of a message with several records, the one that the letter is of, from 0. With it only that record is labelled.
+ORIGIN_RECORD_INDEX = "ouzel-origin-record-index"
 REPLAY_COUNT = "ouzel-replay-count"
 
 # On a letter that is too large to carry its value.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Headers = tuple[tuple[str, bytes | None], ...]
 TimestampType = Literal["create", "log_append", "none"]
+SkipReason = Literal["tombstone", "removed", "folder", "other_event", "test_event", "subscription", "no_records"]
+"""Why a message asks for nothing: a null value, or a notification of a bucket that tells of no new image."""
 
 
 class Partition(NamedTuple):
@@ -74,11 +76,18 @@ class Delivery:
     timestamp_type: TimestampType = "none"
     received_s: float = 0.0
     """Monotonic seconds when the source handed it over."""
+    part_of: "Delivery | None" = field(default=None, repr=False, compare=False)
+    """The message that this is one record of, where a message carries several; each goes through the stages alone."""
 
     @property
     def partition(self) -> Partition:
         """Where it came from."""
         return self.lease.partition
+
+    @property
+    def message(self) -> "Delivery":
+        """The message as it was delivered: of a part, the whole."""
+        return self if self.part_of is None else self.part_of
 
     @property
     def size_bytes(self) -> int:
@@ -245,10 +254,10 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A message that asks for nothing: counted and committed."""
+    """A message, or a record of one, that asks for nothing: counted and committed."""
 
     delivery: Delivery
-    reason: Literal["tombstone"]
+    reason: SkipReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +267,34 @@ class Abandoned:
     delivery: Delivery
 
 
-Outcome = Labelled | Rejected | Skipped | Abandoned
+OneOutcome = Labelled | Rejected | Skipped
+"""What becomes of one image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """What became of each record of a message, in their order."""
+
+    delivery: Delivery
+    outcomes: tuple[OneOutcome, ...]
+    """Each one's delivery is a part of this message (`Delivery.part_of`)."""
+
+
+Outcome = OneOutcome | Several | Abandoned
+"""What becomes of a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What a message with several records asks for, in their order. Each entry's delivery is a part of it; a record
+    that cannot be understood is rejected already."""
+
+    delivery: Delivery
+    entries: tuple[ImageJob | Rejected | Skipped, ...]
+
+
+Parsed = ImageJob | Skipped | Records
+"""What a message asks for: one image, nothing, or several."""
 
 
 @dataclass(frozen=True, slots=True)

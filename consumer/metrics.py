@@ -6,7 +6,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client import disable_created_metrics as _without_created_series
 
-from consumer.messages import ModelInfo, Partition
+from consumer.messages import ModelInfo, Partition, SkipReason
 
 ImageOutcome = Literal["labelled", "dead_letter", "skipped"]
 Stage = Literal["parse", "fetch", "decode", "queue", "infer", "publish", "commit"]
@@ -53,6 +53,9 @@ class Metrics:
         )
         self._messages = Gauge("ouzel_inflight_messages", "Messages read and not yet finished.", registry=own)
         self._bytes = Gauge("ouzel_inflight_bytes", "Bytes held for messages, images and pixels.", registry=own)
+        self._skipped = Counter(
+            "ouzel_skipped", "Messages and records that ask for no image, by reason.", ["reason"], registry=own
+        )
         self._letters = Counter("ouzel_dead_letters", "Dead letters by class of error.", ["class"], registry=own)
         self._limit = Gauge(
             "ouzel_dead_letter_limit_reached", "1 while the replica holds for its dead letters.", registry=own
@@ -81,8 +84,12 @@ class Metrics:
         self._limit.set(0)
 
     def image(self, outcome: ImageOutcome) -> None:
-        """One message ended this way."""
+        """One image, or a message that asks for none, ended this way."""
         self._image_by_outcome[outcome].inc()
+
+    def skipped(self, reason: SkipReason) -> None:
+        """A message, or a record of one, asks for no image."""
+        self._skipped.labels(reason).inc()
 
     def stage_seconds(self, stage: Stage, seconds: float) -> None:
         """One image (infer: one batch) took this long in a stage."""

@@ -7,7 +7,7 @@ from loguru import logger
 
 from consumer.errors import Retryable
 from consumer.log import rate_limited
-from consumer.messages import Delivery, Labelled, Outcome, Partition, Rejected, Skipped
+from consumer.messages import Delivery, Labelled, OneOutcome, Partition, Rejected, Skipped
 from consumer.metrics import Metrics, Stage
 from consumer.ports import Clock, CommitResult
 from consumer.stages.dead_letter_limit import Trip
@@ -34,8 +34,8 @@ class Observer:
         """One item spent this long in a stage."""
         self.metrics.stage_seconds(name, seconds)
 
-    def finished(self, outcome: Outcome) -> None:
-        """The broker has what answers this message."""
+    def finished(self, outcome: OneOutcome) -> None:
+        """The broker has what answers this image."""
         if isinstance(outcome, Labelled):
             self.metrics.image("labelled")
             _at(outcome.delivery).bind(image_id=outcome.job.image_id).debug("labelled")
@@ -54,6 +54,7 @@ class Observer:
             ).warning("dead letter: {}", outcome.error)
         elif isinstance(outcome, Skipped):
             self.metrics.image("skipped")
+            self.metrics.skipped(outcome.reason)
 
     def batch(self, images: int, padding: int) -> None:
         """A batch went through the model."""

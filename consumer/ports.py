@@ -15,10 +15,10 @@ from consumer.messages import (
     CommitPoint,
     Delivery,
     ImageFacts,
-    ImageJob,
     Lease,
     ModelInfo,
     OutputRecord,
+    Parsed,
     Partition,
     StoredImage,
 )
@@ -294,6 +294,9 @@ class Labels(Protocol):
 class MessageParser(Protocol):
     """From a message's bytes to what it asks for. Pure; any thread."""
 
-    def __call__(self, delivery: Delivery) -> ImageJob:
-        """Raises `MalformedMessage`, `ReferenceRefused`, or `ImageTooLarge` for inline bytes; nothing else."""
+    def __call__(self, delivery: Delivery) -> Parsed:
+        """One image, several, or nothing.
+
+        Raises `MalformedMessage`, `ReferenceRefused`, or `ImageTooLarge` for inline bytes; nothing else.
+        """
         ...

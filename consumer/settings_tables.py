@@ -140,6 +140,8 @@ class InputSettings(Section):
         "TIFF",
     ]
     max_metadata_bytes: Bytes = 8 * 1024
+    max_records: Count = 100
+    """Records of one bucket notification."""
 
 
 class RetrySettings(Section):

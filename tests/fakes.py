@@ -19,6 +19,7 @@ from consumer.errors import (
     ReferenceRefused,
     StoreUnavailable,
 )
+from consumer.headers import ORIGIN_RECORD_INDEX
 from consumer.messages import (
     CommitPoint,
     Delivery,
@@ -27,7 +28,11 @@ from consumer.messages import (
     Lease,
     ModelInfo,
     OutputRecord,
+    Parsed,
     Partition,
+    Records,
+    Rejected,
+    Skipped,
     StoredImage,
 )
 from consumer.ports import AssignmentListener, CommitResult, OffsetLost, TopicFacts
@@ -578,12 +583,30 @@ class FakeLabels:
         return f"class-{index}"
 
 
-def fake_parse(delivery: Delivery) -> ImageJob:
-    """`ports.MessageParser`: a `fake://` URI, or the image itself; `b"malformed"` is neither."""
-    value = delivery.value or b""
+def fake_parse(delivery: Delivery) -> Parsed:
+    """`ports.MessageParser`: a `fake://` URI, or the image itself; `b"malformed"` is neither, `b"skip"` asks for
+    nothing. Several of these, with a bar between them, are the records of one message."""
+    values = (delivery.value or b"").split(b"|")
+    if len(values) == 1:
+        return _fake_entry(delivery, values[0], 0)
+    return Records(delivery, tuple(_fake_part(delivery, value, index) for index, value in enumerate(values)))
+
+
+def _fake_part(message: Delivery, value: bytes, index: int) -> ImageJob | Rejected | Skipped:
+    header = (ORIGIN_RECORD_INDEX, str(index).encode())
+    part = replace(message, headers=(*message.headers, header), part_of=message)
+    try:
+        return _fake_entry(part, value, index)
+    except MalformedMessage as error:
+        return Rejected(part, error, "parse")
+
+
+def _fake_entry(delivery: Delivery, value: bytes, index: int) -> ImageJob | Skipped:
     image_id = f"{delivery.partition}-{delivery.offset}"
+    if value == b"skip":
+        return Skipped(delivery, "removed")
     if value == b"malformed":
         raise MalformedMessage("malformed")
     if value.startswith(b"fake://"):
-        return ImageJob(delivery, image_id, uri=value.decode())
-    return ImageJob(delivery, image_id, data=value)
+        return ImageJob(delivery, image_id, uri=value.decode(), record_index=index)
+    return ImageJob(delivery, image_id, data=value, record_index=index)

@@ -4,12 +4,14 @@ Pictures of one colour bring out a fault (`picture_of`):
     magenta     the model raises on every batch that holds it
     cyan        the model's scores for it are not numbers
     yellow      a defect of ours while it is decoded
-OUZEL_TEST_STORE=folder     serves `test://host/name` from folder/name. With a file folder/host.down the host fails
-                            like a store that is away, with folder/name.failing that one image; each try adds a line to
-                            folder/tries
+OUZEL_TEST_STORE=folder     serves `test://host/name`, and `s3` and `gs` likewise, from folder/name. With a file
+                            folder/host.down the host fails like a store that is away, with folder/name.failing that
+                            one image; each try adds a line to folder/tries. Objects of `s3` and `gs` have their MD5
+                            as ETag, and the version that the URI asks for
 OUZEL_TEST_SLOW_MODEL_S=seconds     each batch takes so much longer
 """
 
+import hashlib
 import io
 import os
 import sys
@@ -19,13 +21,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 
 from consumer.bootstrap import Ports
 from consumer.errors import Fatal, ImageNotFound, StoreUnavailable
-from consumer.messages import StoredImage
+from consumer.messages import StoredImage, StoredVersion
 from consumer.ports import ImageStore
 from consumer.service import end_service, run_service
 from consumer.settings import load
@@ -53,7 +55,7 @@ def _is(pixels: Any, colour: Colour) -> bool:
 class ToldStore:
     """A store of files in a folder, with outages on demand."""
 
-    schemes = frozenset({"test"})
+    schemes = frozenset({"test", "s3", "gs"})
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -61,11 +63,11 @@ class ToldStore:
 
     def health_key(self, uri: str) -> str:
         """The host fails as a whole."""
-        return f"test://{urlsplit(uri).netloc}"
+        return f"{urlsplit(uri).scheme}://{urlsplit(uri).netloc}"
 
     def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> StoredImage:
         """See `ports.ImageStore.fetch`."""
-        host, name = urlsplit(uri).netloc, urlsplit(uri).path.strip("/")
+        host, name = urlsplit(uri).netloc, unquote(urlsplit(uri).path).strip("/")
         with self._lock, (self._folder / "tries").open("a") as tries:
             tries.write(f"{host}/{name}\n")
         if (self._folder / f"{host}.down").exists() or (self._folder / f"{name}.failing").exists():
@@ -73,7 +75,14 @@ class ToldStore:
         path = self._folder / name
         if not path.exists():
             raise ImageNotFound(f"{uri}: 404")
-        return StoredImage(path.read_bytes()[:max_bytes])
+        body = path.read_bytes()[:max_bytes]
+        return StoredImage(body) if uri.startswith("test:") else StoredImage(body, _version(uri, body))
+
+
+def _version(uri: str, body: bytes) -> StoredVersion:
+    query = dict(parse_qsl(urlsplit(uri).query))
+    asked = query.get("versionId") or query.get("generation")
+    return StoredVersion(etag=hashlib.md5(body, usedforsecurity=False).hexdigest(), version_id=asked)
 
 
 def with_faults(ports: Ports) -> Ports:

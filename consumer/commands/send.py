@@ -146,17 +146,22 @@ def _from_lines(options: Options, settings: "Settings") -> Iterator[Outgoing | _
 
 def _line_checker(settings: "Settings") -> Callable[[bytes], str]:
     """The service's own parser: what it takes, it will take."""
-    from consumer.messages import Delivery, Lease, Partition
+    from consumer.messages import Delivery, ImageJob, Lease, Partition
     from consumer.stages.parse import Parser
 
     parse = Parser(
-        max_metadata_bytes=settings.input.max_metadata_bytes, max_image_bytes=settings.stores.max_image_bytes
+        max_metadata_bytes=settings.input.max_metadata_bytes,
+        max_image_bytes=settings.stores.max_image_bytes,
+        max_records=settings.input.max_records,
     )
     lease = Lease(Partition("", 0), epoch=0, topic_id="")
 
     def check(value: bytes) -> str:
         headers = (("content-type", b"application/json"),)
-        return parse(Delivery(lease=lease, offset=0, value=value, headers=headers)).image_id
+        asked = parse(Delivery(lease=lease, offset=0, value=value, headers=headers))
+        if not isinstance(asked, ImageJob):
+            raise MalformedMessage("it asks for no image, or for several: send one image reference in each line")
+        return asked.image_id
 
     return check
 

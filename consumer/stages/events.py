@@ -85,6 +85,8 @@ class Origin:
     timestamp_type: TimestampType
     replay_count: int = 0
     """How often it was sent back from the dead letters."""
+    record_index: int | None = None
+    """Which record of the message it is; None for the whole message."""
 
     @classmethod
     def of(cls, delivery: Delivery, context: EventContext) -> "Origin":
@@ -92,7 +94,8 @@ class Origin:
         # One pass; most messages have no such header.
         found = {name: value for name, value in delivery.headers if value is not None and name.startswith("ouzel-")}
         count = _number(found.get(names.REPLAY_COUNT), _MAX_INT32) or 0
-        return _replayed(found, count) or cls(
+        record = _number(found.get(names.ORIGIN_RECORD_INDEX), _MAX_INT32)
+        return _replayed(found, count, record) or cls(
             cluster_id=context.cluster_id,
             topic_id=delivery.lease.topic_id,
             topic=delivery.partition.topic,
@@ -101,6 +104,7 @@ class Origin:
             timestamp_ms=delivery.timestamp_ms,
             timestamp_type=delivery.timestamp_type,
             replay_count=count,
+            record_index=record,
         )
 
 
@@ -246,7 +250,7 @@ def tombstone_forward(delivery: Delivery, context: EventContext) -> OutputRecord
     return OutputRecord(topic=context.output_topic, value=None, key=delivery.key, headers=headers)
 
 
-def _replayed(found: dict[str, bytes], count: int) -> Origin | None:
+def _replayed(found: dict[str, bytes], count: int, record: int | None) -> Origin | None:
     """The origin that a replay sent along; None where it is missing, not whole, or not one we would have written."""
     if names.ORIGIN_TOPIC not in found:
         return None
@@ -270,6 +274,7 @@ def _replayed(found: dict[str, bytes], count: int) -> Origin | None:
         timestamp_ms=int(timestamp) if _SIGNED_DECIMAL.fullmatch(timestamp) else None,
         timestamp_type=timestamp_type,
         replay_count=count,
+        record_index=record,
     )
 
 
@@ -285,6 +290,8 @@ def _origin_headers(origin: Origin) -> Headers:
     ]
     if origin.timestamp_ms is not None:
         headers.append((names.ORIGIN_TIMESTAMP_MS, str(origin.timestamp_ms).encode()))
+    if origin.record_index is not None:
+        headers.append((names.ORIGIN_RECORD_INDEX, str(origin.record_index).encode()))
     return tuple(headers)
 
 

@@ -1,37 +1,45 @@
-"""Parse: from a message's bytes to the one image it asks for.
+"""Parse: from a message's bytes to what it asks for: one image, several, or nothing.
 
-Four forms, recognised by the `content-type` header, else by the first bytes:
+Five forms, recognised by the `content-type` header, else by the first bytes:
 
 * JSON, an image reference (`schemas/image-reference.v1.json`);
 * a CloudEvents 1.0 structured JSON whose `data` is one (binary-mode CloudEvents are the form above);
 * the encoded image itself;
-* `text/uri-list` with one URI.
+* `text/uri-list` with one URI;
+* a bucket's own notification in JSON (see `bucket_events`), the one form that may ask for several images or for none.
 
-Where the form carries no id, the id is the `image-id` header, else the key, else `sha256:` and the value's digest.
-Errors name the field and what to do; they never repeat what the message holds.
+The id of a notification's image is `bucket/key`, or `sha256:` and the digest of that where it is no id (over 1024
+characters, or with control characters). Of the other forms that carry no id, it is the `image-id` header, else the key,
+else `sha256:` and the value's digest. Errors name the field and what to do; they never repeat what the message holds.
 """
 
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import Final, Literal
 
 import orjson
-from pydantic import BaseModel, ValidationError
 
 from consumer.contract import MAX_IMAGE_ID_CHARS, MAX_URI_CHARS, ImageReference, ImageReferenceCloudEvent
 from consumer.errors import ImageTooLarge, MalformedMessage
-from consumer.headers import CONTENT_TYPE, IMAGE_ID
-from consumer.messages import Delivery, ImageJob
+from consumer.headers import CONTENT_TYPE, IMAGE_ID, ORIGIN_RECORD_INDEX
+from consumer.messages import Delivery, ImageJob, Parsed, Records, Rejected, Skipped
+from consumer.stages import bucket_events
+from consumer.stages.validate import validated
 
 Form = Literal["json", "cloudevent", "image", "uri-list"]
-M = TypeVar("M", bound=BaseModel)
+
+MAX_SEVERAL_BYTES: Final = 1024 * 1024
+"""Of a message with several records. Each of them that fails is a letter with the whole message in it, so that a large
+one would fill the dead-letter topic a hundredfold. AWS bounds a notification, of one record, to 64 KB."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _URI_START = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]{0,31}://")
-_MAX_PROBLEMS_NAMED = 5
-_OUR_REASON = "Value error, "  # what pydantic puts before the text of a validator of ours
+# Google's connector for Kafka Connect makes Pub/Sub's attributes headers; the other is a CloudEvent's in binary mode.
+_EVENT_TYPES = ("eventType", "ce_type")
+_DECIMAL = re.compile(rb"[0-9]{1,10}")
 
 # First bytes, and the media type they say. WebP is told by two places, see `_media_type_of`.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -47,6 +55,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
 )
 
 _REMEDIES: Mapping[str, str] = {
+    **dict.fromkeys([*ImageReference.model_fields, *ImageReferenceCloudEvent.model_fields], ""),
     "image_id": "send a text of 1 to 1024 characters, without control characters, that names the image",
     "uri": "send a URI of 1 to 8192 characters",
     "data": "send an image reference as the event's data",
@@ -65,17 +74,25 @@ class Parser:
     Args:
         max_metadata_bytes: most bytes of UTF-8 in all names and values of `metadata` together.
         max_image_bytes: most bytes of an image that comes inline; of a longer one nothing is decoded.
+        max_records: most records of a bucket's notification.
     """
 
-    def __init__(self, *, max_metadata_bytes: int = 8 * 1024, max_image_bytes: int = 32 * 1024 * 1024) -> None:
+    def __init__(
+        self,
+        *,
+        max_metadata_bytes: int = 8 * 1024,
+        max_image_bytes: int = 32 * 1024 * 1024,
+        max_records: int = 100,
+    ) -> None:
         self._max_metadata_bytes = max_metadata_bytes
         self._max_image_bytes = max_image_bytes
+        self._max_records = max_records
 
-    def __call__(self, delivery: Delivery) -> ImageJob:
-        """The job that this message asks for.
+    def __call__(self, delivery: Delivery) -> Parsed:
+        """What this message asks for.
 
         Raises:
-            MalformedMessage: none of the four forms, or one with a field that is missing or wrong.
+            MalformedMessage: none of the five forms, or one with a field that is missing or wrong.
             ImageTooLarge: inline bytes beyond `max_image_bytes`.
         """
         value = delivery.value
@@ -89,16 +106,59 @@ class Parser:
             return self._image(delivery, value, media_type)
         if form == "uri-list":
             return _uri_job(delivery, value)
-        return self._reference(delivery, _json_object(value), enveloped=form == "cloudevent")
+        document = _json_object(value)
+        if "image_id" not in document:
+            found = bucket_events.read(document, event_type=_event_type(delivery), max_records=self._max_records)
+            if found is not None:
+                return self._notification(delivery, found)
+        return self._reference(delivery, document, enveloped=form == "cloudevent")
+
+    def _notification(self, delivery: Delivery, found: list[bucket_events.Found]) -> Parsed:
+        if len(found) > 1 and len(delivery.value or b"") > MAX_SEVERAL_BYTES:
+            raise MalformedMessage(
+                f"{len(found)} records in more than {MAX_SEVERAL_BYTES} bytes: each that fails is a dead letter with "
+                "all of them in it; send fewer records in each message"
+            )
+        wanted = delivery.header(ORIGIN_RECORD_INDEX)
+        if wanted is None and len(found) > 1:
+            parts = [_part(delivery, index) for index in range(len(found))]
+            entries = tuple(
+                self._entry(part, index, each) for index, (part, each) in enumerate(zip(parts, found, strict=True))
+            )
+            return Records(delivery, entries)
+        index = 0 if wanted is None else _record_index(wanted, len(found))
+        entry = self._entry(delivery, index, found[index])
+        if isinstance(entry, Rejected):
+            raise entry.error
+        return entry
+
+    def _entry(self, delivery: Delivery, index: int, found: bucket_events.Found) -> ImageJob | Rejected | Skipped:
+        """What one record asks for, under the delivery that is its own."""
+        if isinstance(found, str):
+            return Skipped(delivery, found)
+        try:
+            if isinstance(found, MalformedMessage):
+                raise found
+            self._check_metadata_size(found.metadata)
+        except MalformedMessage as error:
+            return Rejected(delivery, error, stage="parse")
+        return ImageJob(
+            delivery=delivery,
+            image_id=_object_id(found.bucket, found.key),
+            uri=found.uri,
+            etag=found.etag,
+            metadata=found.metadata,
+            record_index=index,
+        )
 
     def _reference(self, delivery: Delivery, document: dict[str, object], *, enveloped: bool) -> ImageJob:
         if enveloped or "specversion" in document:
             _check_cloudevent_data(document)
             self._check_inline_size(document.get("data"))
-            reference = _validated(ImageReferenceCloudEvent, document).data
+            reference = validated(ImageReferenceCloudEvent, document, _REMEDIES).data
         else:
             self._check_inline_size(document)
-            reference = _validated(ImageReference, document)
+            reference = validated(ImageReference, document, _REMEDIES)
         metadata = reference.metadata or {}
         if metadata:
             self._check_metadata_size(metadata)
@@ -134,6 +194,33 @@ class Parser:
                 f"metadata: {size} bytes of names and values, and {self._max_metadata_bytes} are the most: "
                 "send less, or raise input.max_metadata_bytes"
             )
+
+
+def _part(delivery: Delivery, index: int) -> Delivery:
+    """One record as a delivery of its own. The header goes into its dead letter, and comes back with it."""
+    return replace(delivery, headers=(*delivery.headers, (ORIGIN_RECORD_INDEX, str(index).encode())), part_of=delivery)
+
+
+def _record_index(header: bytes, count: int) -> int:
+    index = int(header) if _DECIMAL.fullmatch(header) else count
+    if index >= count:
+        raise MalformedMessage(f"{ORIGIN_RECORD_INDEX} header: the message has {count} records; leave the header out")
+    return index
+
+
+def _object_id(bucket: str, key: str) -> str:
+    name = f"{bucket}/{key}"
+    if len(name) > MAX_IMAGE_ID_CHARS or _CONTROL.search(name):
+        return "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+    return name
+
+
+def _event_type(delivery: Delivery) -> str | None:
+    """What the headers say has happened to an object, where the value does not."""
+    for name, value in delivery.headers:
+        if name in _EVENT_TYPES and value:
+            return value[:256].decode("utf-8", "replace")
+    return None
 
 
 def _media_type(delivery: Delivery) -> str:
@@ -196,27 +283,6 @@ def _check_cloudevent_data(document: Mapping[str, object]) -> None:
         media_type = content_type.split(";", 1)[0].strip().lower()
         if media_type != "application/json" and not media_type.endswith("+json"):
             raise MalformedMessage("datacontenttype: `data` must be a JSON image reference; send application/json")
-
-
-def _validated(model: type[M], document: Mapping[str, object]) -> M:
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-    named = [_problem(tuple(problem["loc"]), problem["msg"]) for problem in problems[:_MAX_PROBLEMS_NAMED]]
-    more = len(problems) - len(named)
-    # Outside the handler, so that no trace carries pydantic's view of the input along.
-    raise MalformedMessage("; ".join(named) + (f"; and {more} more" if more else ""))
-
-
-def _problem(location: tuple[int | str, ...], message: str) -> str:
-    # A name of the sender's own making (in `metadata`) is of any length and content: it is not repeated.
-    names = [str(part) for part in location if part in _REMEDIES or part in ImageReferenceCloudEvent.model_fields]
-    where = ".".join(names) + ": " if names else ""
-    if message.startswith(_OUR_REASON):
-        return where + message.removeprefix(_OUR_REASON)  # ours say what to do
-    remedy = _REMEDIES.get(names[-1]) if names else None
-    return f"{where}{message}" + (f"; {remedy}" if remedy else "")
 
 
 def _image_id(delivery: Delivery, value: bytes) -> str:

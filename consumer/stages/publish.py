@@ -2,6 +2,9 @@
 
 Nothing is given up here. A record whose fate is unknown is produced again with the same event id, in its old place:
 new records wait until every older one is settled, so that the events of a key keep their order (I4).
+
+A message with several records is as many outcomes here, each under its own part of the delivery. It is settled once,
+when all of them are.
 """
 
 import queue
@@ -13,11 +16,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from consumer.errors import EventTooLarge, Fatal, OutputRefused, OutputUnavailable, ProcessingFailed
-from consumer.messages import Abandoned, Delivery, Labelled, Outcome, OutputRecord, Rejected, Skipped
+from consumer.messages import (
+    Abandoned,
+    Delivery,
+    Labelled,
+    OneOutcome,
+    Outcome,
+    OutputRecord,
+    Rejected,
+    Several,
+    Skipped,
+)
 from consumer.observer import Observer
 from consumer.ports import Clock, ResultSink
 from consumer.stages.dead_letter_limit import DeadLetterLimit, Trip, Verdict
 from consumer.stages.events import EventContext, dead_letter, label_event, tombstone_forward, without_value
+from consumer.stages.gather import Gathering
 from consumer.stages.order import KeyOrder
 
 _TICK_S = 0.25
@@ -35,7 +49,7 @@ class Settled:
 class _Produced:
     """A record on its way, and what it answers."""
 
-    outcome: Outcome
+    outcome: OneOutcome
     record: OutputRecord
     since_s: float
     alone: bool = False
@@ -69,7 +83,7 @@ _Event = _Failed | _LoneDone | _Resume | _ForgetEnded
 class Publisher:
     """One thread between the flow and the sink.
 
-    `on_settled` is called once for every outcome, from the publisher's or the sink's thread; `on_crash` with what ends
+    `on_settled` is called once for every message, from the publisher's or the sink's thread; `on_crash` with what ends
     the process.
     """
 
@@ -106,8 +120,10 @@ class Publisher:
         """The record that is under way by itself; nothing else goes out meanwhile."""
         self._redo_at_s = 0.0
         self._backlog: deque[Outcome] = deque()
-        self._withheld: dict[int, Rejected] = {}
+        self._withheld: dict[int, list[Rejected]] = {}
+        """By message: one that carries several records may have several letters."""
         self._held: set[int] = set()
+        self._gatherings: dict[int, Gathering[Settled]] = {}
         self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
 
     # --- for the owner ----------------------------------------------------------------------------------------------
@@ -200,16 +216,24 @@ class Publisher:
         delivery = outcome.delivery
         if isinstance(outcome, Abandoned) or delivery.lease.ended:
             self._settle(Settled(delivery, finished=False))
+        elif isinstance(outcome, Several):
+            self._gatherings[id(delivery)] = Gathering(delivery, (each.delivery for each in outcome.outcomes))
+            for each in outcome.outcomes:
+                self._publish(each)
         elif isinstance(outcome, Skipped):
-            tombstone = tombstone_forward(delivery, self._context) if self._forward_tombstones else None
-            if tombstone is None:
-                self._finished(outcome)
-            else:
-                self._produce(outcome, tombstone)
+            self._pass_over(outcome)
         elif isinstance(outcome, Labelled):
             self._publish_event(outcome)
         else:
             self._judge(outcome)
+
+    def _pass_over(self, skipped: Skipped) -> None:
+        forward = self._forward_tombstones and skipped.reason == "tombstone"
+        tombstone = tombstone_forward(skipped.delivery, self._context) if forward else None
+        if tombstone is None:
+            self._finished(skipped)
+        else:
+            self._produce(skipped, tombstone)
 
     def _publish_event(self, labelled: Labelled) -> None:
         delivery = labelled.delivery
@@ -234,7 +258,7 @@ class Publisher:
         if verdict is Verdict.PUBLISH:
             self._produce(rejected, dead_letter(rejected, self._context))
         else:
-            self._withheld[id(rejected.delivery)] = rejected
+            self._withheld.setdefault(id(rejected.delivery.message), []).append(rejected)
 
     @contextmanager
     def _telling_of_trips(self) -> Iterator[None]:
@@ -244,21 +268,30 @@ class Publisher:
             self._observer.limit_reached(self._limit.trip)
 
     def _release_withheld(self, which: Callable[[Rejected], bool]) -> None:
-        released = {number: rejected for number, rejected in self._withheld.items() if which(rejected)}
-        self._withheld = {number: each for number, each in self._withheld.items() if number not in released}
-        for rejected in released.values():
+        withheld = [rejected for letters in self._withheld.values() for rejected in letters]
+        released = [rejected for rejected in withheld if which(rejected)]
+        gone = {id(rejected.delivery.message) for rejected in released}  # a message's letters go together
+        self._withheld = {number: letters for number, letters in self._withheld.items() if number not in gone}
+        for rejected in released:
             if rejected.delivery.lease.ended:
                 self._settle(Settled(rejected.delivery, finished=False))
             else:
                 self._produce(rejected, dead_letter(rejected, self._context))
 
     def _settle(self, settled: Settled) -> None:
+        if settled.delivery.part_of is not None:
+            message = settled.delivery.message
+            parts = self._gatherings[id(message)].add(settled.delivery, settled)
+            if parts is None:
+                return
+            del self._gatherings[id(message)]
+            settled = Settled(message, finished=all(part.finished for part in parts))
         self._on_settled(settled)  # first: at every moment the publisher or its owner has it
         self._held.discard(id(settled.delivery))
 
     # --- records on their way ---------------------------------------------------------------------------------------
 
-    def _produce(self, outcome: Outcome, record: OutputRecord) -> None:
+    def _produce(self, outcome: OneOutcome, record: OutputRecord) -> None:
         self._last_number += 1
         self._send(self._last_number, _Produced(outcome, record, self._clock.monotonic_s()))
 
@@ -277,7 +310,7 @@ class Publisher:
         if produced.alone:
             self._inbox.put(_LoneDone(number))
 
-    def _finished(self, outcome: Outcome) -> None:
+    def _finished(self, outcome: OneOutcome) -> None:
         self._observer.finished(outcome)
         self._settle(Settled(outcome.delivery, finished=True))
 

@@ -11,6 +11,14 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ValidationError
 
+from consumer.bucket_contract import (
+    EventBridgeEvent,
+    GcsCloudEvent,
+    GcsObject,
+    PubSubEnvelope,
+    S3Event,
+    SnsEnvelope,
+)
 from consumer.contract import DeadLetterHeaders, ImageReference, ImageReferenceCloudEvent, LabelEvent
 from tests.contract.schema_files import SCHEMAS, check, fields_of, is_valid, validator_of
 
@@ -19,6 +27,12 @@ MODELS: dict[str, type[BaseModel]] = {
     "cloudevent-image-reference.v1.json": ImageReferenceCloudEvent,
     "label-event.v1.json": LabelEvent,
     "dead-letter-headers.v1.json": DeadLetterHeaders,
+    "s3-event.v1.json": S3Event,
+    "sns-s3-event.v1.json": SnsEnvelope,
+    "eventbridge-s3-event.v1.json": EventBridgeEvent,
+    "gcs-object.v1.json": GcsObject,
+    "gcs-cloudevent.v1.json": GcsCloudEvent,
+    "gcs-pubsub-event.v1.json": PubSubEnvelope,
 }
 FIELDS = [
     pytest.param(name, path, field, id=f"{name}{path}")

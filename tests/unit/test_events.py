@@ -246,6 +246,24 @@ def test_a_replayed_message_has_the_event_id_and_source_of_its_first_delivery() 
     assert not [name for name in headers if name.startswith(names.OURS)]
 
 
+def test_a_letter_of_one_record_says_which_one_through_every_hop() -> None:
+    part = delivery(b"x", headers=(("a", b"1"), (names.ORIGIN_RECORD_INDEX, b"2")))
+    first = dead_letter(_rejected(part), CONTEXT)
+    assert first.headers[0] == ("a", b"1")
+    again = _sent_back(first, 9_999, 1)
+    for letter in (first, dead_letter(_rejected(again), CONTEXT)):
+        assert _text(_ours(letter.headers))[names.ORIGIN_RECORD_INDEX] == "2"
+        check("dead-letter-headers.v1.json", _text(_ours(letter.headers)))
+    assert Origin.of(again, CONTEXT).offset == 41
+    assert not [name for name in _event(again)[1] if name.startswith(names.OURS)]
+
+
+@pytest.mark.parametrize("value", [b"", b"-1", b"x", b"2147483648", None])
+def test_a_record_index_that_we_would_not_have_written_is_none(value: bytes | None) -> None:
+    letter = dead_letter(_rejected(delivery(b"x", headers=((names.ORIGIN_RECORD_INDEX, value),))), CONTEXT)
+    assert names.ORIGIN_RECORD_INDEX not in dict(letter.headers)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

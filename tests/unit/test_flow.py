@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,8 +32,11 @@ from consumer.messages import (
     Lease,
     LeaseState,
     Outcome,
+    Parsed,
     Partition,
+    Records,
     Rejected,
+    Several,
     Skipped,
     StoredImage,
 )
@@ -167,6 +171,11 @@ def rig(make_rig: Callable[..., Rig]) -> Rig:
     return make_rig()
 
 
+def _several(outcome: Outcome) -> tuple[Outcome, ...]:
+    assert isinstance(outcome, Several), outcome
+    return outcome.outcomes
+
+
 def _class(outcome: Outcome) -> int:
     assert isinstance(outcome, Labelled), outcome
     return outcome.labels[0].index
@@ -225,6 +234,7 @@ def test_bytes_that_are_not_the_promised_ones_are_a_letter_of_the_stage_that_bro
 ) -> None:
     def parse(delivery: Delivery) -> ImageJob:
         job = fake_parse(delivery)
+        assert isinstance(job, ImageJob)
         return ImageJob(delivery, job.image_id, uri=job.uri, data=job.data, sha256="ab" * 32)
 
     rig = make_rig(parser=parse)
@@ -240,7 +250,12 @@ def test_a_tombstone_is_what_the_setting_says(make_rig: Callable[..., Rig], tomb
     assert isinstance(rig.of(sent), kind)
 
 
-_VALUES = st.sampled_from([b"1", b"2", b"bad", b"crash", b"malformed", None, b"9", b"fake://images/absent"])
+_VALUES = st.sampled_from(
+    [
+        *(b"1", b"2", b"bad", b"crash", b"malformed", None, b"9", b"fake://images/absent", b"skip"),
+        *(b"1|2", b"skip|malformed", b"bad|crash|9|3|fake://images/absent|skip", b"|".join([b"4"] * 20)),
+    ]
+)
 
 
 @settings(max_examples=15, deadline=None)
@@ -448,7 +463,7 @@ def test_a_first_attempt_that_fails_after_its_lease_was_let_go_of_does_not_wait(
     ended = Lease(Partition("images", 9), epoch=1, topic_id="")
     parse, parsing, go_on = rig.flow._parser, threading.Event(), threading.Event()
 
-    def slow(delivery: Delivery) -> ImageJob:
+    def slow(delivery: Delivery) -> Parsed:
         parsing.set()
         assert go_on.wait(5)
         return parse(delivery)
@@ -477,6 +492,174 @@ def test_what_is_under_way_when_its_lease_ends_is_abandoned(rig: Rig, stage: str
     ended.state = LeaseState.ENDED
     gate.set()
     assert isinstance(rig.of(sent), Abandoned)
+
+
+# --- messages with several records ----------------------------------------------------------------------------------
+
+
+def test_each_record_is_labelled_and_the_message_leaves_once(rig: Rig) -> None:
+    (sent,) = rig.submit(b"|".join([b"3", rig.put("four", b"4"), b"5"]))
+    outcomes = _several(rig.of(sent))
+    assert [_class(outcome) for outcome in outcomes] == [3, 4, 5]
+    assert [outcome.job.record_index for outcome in outcomes if isinstance(outcome, Labelled)] == [0, 1, 2]
+    assert all(outcome.delivery.message is sent for outcome in outcomes)
+
+
+def test_a_record_that_ends_otherwise_costs_no_other(rig: Rig) -> None:
+    rig.runtime.poison = {6}
+    values = [b"1", b"bad", b"skip", b"malformed", b"crash", b"6", b"fake://images/absent", b"fake://other/", b"2"]
+    (sent,) = rig.submit(b"|".join(values))
+    found = _several(rig.of(sent))
+    assert [_class(found[number]) for number in (0, 8)] == [1, 2]
+    assert isinstance(found[2], Skipped)
+    assert [_error(found[number]) for number in (1, 3, 4, 5, 6, 7)] == [
+        (NotAnImage, "decode"),
+        (MalformedMessage, "parse"),
+        (ProcessingFailed, "decode"),
+        (InferenceFailed, "infer"),
+        (ImageNotFound, "fetch"),
+        (ReferenceRefused, "fetch"),
+    ]
+
+
+def test_a_record_of_a_scheme_that_no_store_serves_is_refused_alone(rig: Rig) -> None:
+    def parse(delivery: Delivery) -> Records:
+        found = fake_parse(delivery)
+        assert isinstance(found, Records)
+        first, second = found.entries
+        assert isinstance(first, ImageJob)
+        return Records(delivery, (replace(first, uri="gs://bucket/x", data=None), second))
+
+    rig.flow._parser = parse
+    (sent,) = rig.submit(b"1|2")
+    refused, labelled = _several(rig.of(sent))
+    assert (_error(refused), _class(labelled)) == ((ReferenceRefused, "parse"), 2)
+
+
+@pytest.mark.parametrize("value", [b"skip", b"skip|skip", b"malformed|skip"])
+def test_a_message_that_asks_for_no_image_leaves_at_once(rig: Rig, value: bytes) -> None:
+    (sent,) = rig.submit(value)
+    assert isinstance(rig.of(sent), Skipped | Several)
+    assert rig.runtime.calls == []
+
+
+def test_a_record_whose_store_fails_for_a_moment_is_tried_again_while_the_others_wait_for_it(rig: Rig) -> None:
+    rig.store.available = False
+    (sent,) = rig.submit(b"1|" + rig.put("two", b"2"))
+    rig.wait(lambda: bool(rig.flow.down_stores()) and bool(rig.runtime.calls), "the store to be presumed down")
+    assert rig.outcomes == []
+    assert rig.flow.has_begun(sent)
+    rig.wait(lambda: rig.flow.oldest() == {}, "the first to leave")  # and waiting for the second is no standstill
+    rig.store.available = True
+    assert [_class(outcome) for outcome in _several(rig.of(sent))] == [1, 2]
+
+
+def test_a_message_of_which_one_record_is_abandoned_is_abandoned_once_the_others_are_done(rig: Rig) -> None:
+    """The next owner reads it again, whole: publishing a part of it is nobody's gain."""
+    rig.store.available = False
+    rig.runtime.gate.clear()
+    (sent,) = rig.submit(b"1|" + rig.put("two", b"2"))
+    rig.wait(lambda: bool(rig.flow.down_stores()), "the store to be presumed down")
+    assert rig.runtime.running.wait(5)
+    rig.lease.state = LeaseState.DRAINING
+    rig.flow.abandon_ended()
+    assert rig.flow.has_begun(sent)  # a drain waits for the one that is on the model
+    assert rig.outcomes == []
+    rig.runtime.gate.set()
+    assert isinstance(rig.of(sent), Abandoned)
+
+
+def test_after_an_abandoned_record_no_further_one_begins(rig: Rig) -> None:
+    rig.budget.hold(rig, 10_000)
+    rig.store.available = False
+    (sent,) = rig.submit(rig.put("one", b"1") + b"|2|3")
+    rig.wait(lambda: bool(rig.flow.down_stores()), "the store to be presumed down")
+    rig.lease.state = LeaseState.DRAINING
+    rig.flow.abandon_ended()
+    assert isinstance(rig.of(sent), Abandoned)
+    assert rig.runtime.calls == []
+    rig.budget.release(rig)
+
+
+@pytest.mark.parametrize("stage", ["decode", "batch"])
+def test_a_message_with_several_records_is_abandoned_when_its_lease_ends(rig: Rig, stage: str) -> None:
+    gate = rig.decoder.gate if stage == "decode" else rig.runtime.gate
+    gate.clear()
+    if stage == "batch":
+        rig.submit(b"1")
+        assert rig.runtime.running.wait(5)
+    ended = Lease(Partition("images", 9), epoch=1, topic_id="")
+    (sent,) = rig.submit(b"2|3|4|5", lease=ended)
+    rig.wait(lambda: rig.flow.oldest().keys() >= {stage}, f"an image in {stage}")
+    ended.state = LeaseState.ENDED
+    gate.set()
+    assert isinstance(rig.of(sent), Abandoned)
+
+
+def test_a_drain_finishes_a_message_whose_records_have_not_all_begun(rig: Rig) -> None:
+    rig.budget.hold(rig, 10_000)
+    rig.decoder.gate.clear()
+    (sent,) = rig.submit(b"1|2|3")
+    rig.wait(lambda: rig.flow.oldest().keys() >= {"decode"}, "the first record to be decoded")
+    rig.lease.state = LeaseState.DRAINING
+    rig.flow.abandon_ended()
+    rig.decoder.gate.set()
+    assert [_class(outcome) for outcome in _several(rig.of(sent))] == [1, 2, 3]
+    rig.budget.release(rig)
+
+
+def test_more_images_than_fit_begin_in_turn(rig: Rig) -> None:
+    rig.budget.hold(rig, 10_000)
+    fetch, most, under_way, lock = rig.store.fetch, [0], [0], threading.Lock()
+
+    def counted(uri: str, **limits: Any) -> StoredImage:
+        with lock:
+            under_way[0] += 1
+            most[0] = max(most[0], len(rig.flow._wholes[id(sent)].to_begin) + under_way[0])
+        try:
+            return fetch(uri, **limits)
+        finally:
+            with lock:
+                under_way[0] -= 1
+
+    rig.store.fetch = counted  # type: ignore[method-assign]
+    sent = Delivery(rig.lease, 5, b"|".join(rig.put(str(n), b"%d" % n) for n in range(1, 7)))
+    rig.flow.submit(sent)
+    assert [_class(outcome) for outcome in _several(rig.of(sent))] == [1, 2, 3, 4, 5, 6]
+    assert most[0] == 6  # the first was under way alone, with five to begin
+    assert rig.runtime.calls == [[n] for n in range(1, 7)]  # and nothing ever waited beside another
+    rig.budget.release(rig)
+
+
+def test_a_message_with_several_records_is_begun_until_its_outcome_is_handed_on(rig: Rig) -> None:
+    begun: list[bool] = []
+    hand_on = rig.flow._on_outcome
+
+    def note(outcome: Outcome) -> None:
+        begun.append(rig.flow.has_begun(outcome.delivery))
+        hand_on(outcome)
+
+    rig.flow._on_outcome = note
+    sent = rig.submit(b"1|2|bad", b"skip|skip", b"malformed|fake://images/absent")
+    rig.outcome(len(sent))
+    assert begun == [True] * 3
+
+
+def test_closing_with_records_that_have_not_begun_ends_every_thread(rig: Rig) -> None:
+    rig.budget.hold(rig, 10_000)
+    rig.runtime.gate.clear()
+    rig.submit(b"1|2|3")
+    assert rig.runtime.running.wait(5)
+    rig.flow._decode_pool.shutdown(wait=True)
+    rig.flow._closed = True
+    rig.runtime.gate.set()
+    rig.flow.close()
+    assert rig.crashes == []
+    assert rig.outcomes == []
+    rig.flow._stage_of.clear()  # dropped, never committed
+    rig.flow._coming = 0
+    rig.budget._held.clear()
+    rig.budget._used = 0
 
 
 # --- the model ------------------------------------------------------------------------------------------------------

@@ -35,6 +35,11 @@ def test_the_sender_and_the_origin_stay_and_our_errors_go() -> None:
     assert one.original_headers() == (("a", b"1"), *ORIGIN, ("a", None), (names.REPLAY_COUNT, b"2"))
 
 
+def test_the_record_of_a_message_goes_back_with_it() -> None:
+    one = letter(b"x", *ORIGIN, (names.ORIGIN_RECORD_INDEX, b"2"))
+    assert (names.ORIGIN_RECORD_INDEX, b"2") in one.original_headers()
+
+
 @pytest.mark.parametrize(("count", "refused"), [(b"2", False), (b"3", True), (b"x", False), (b"\xff", False)])
 def test_a_letter_goes_back_until_it_did_so_too_often(count: bytes, refused: bool) -> None:
     one = letter(b"x", *ORIGIN, (names.REPLAY_COUNT, count))

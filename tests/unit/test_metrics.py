@@ -18,6 +18,7 @@ def _samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], 
 def _all_used() -> Metrics:
     metrics = Metrics()
     metrics.image("labelled")
+    metrics.skipped("removed")
     metrics.stage_seconds("decode", 0.003)
     metrics.batch(13, 3)
     metrics.lag({Partition("images", 2): 7})
@@ -39,6 +40,7 @@ def test_each_thing_that_happens_is_counted_under_its_name() -> None:
     expected = {
         ("ouzel_images_total", (("outcome", "labelled"),)): 1,
         ("ouzel_images_total", (("outcome", "dead_letter"),)): 0,
+        ("ouzel_skipped_total", (("reason", "removed"),)): 1,
         ("ouzel_stage_duration_seconds_count", (("stage", "decode"),)): 1,
         ("ouzel_stage_duration_seconds_bucket", (("le", "0.0025"), ("stage", "decode"))): 0,
         ("ouzel_stage_duration_seconds_bucket", (("le", "0.005"), ("stage", "decode"))): 1,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from consumer.errors import ImageTooLarge, MalformedMessage
-from consumer.messages import Headers
+from consumer.messages import Delivery, Headers, ImageJob
 from consumer.stages.parse import Parser
 from tests.contract.schema_files import SCHEMAS, is_valid
 from tests.unit.deliveries import delivery
@@ -25,6 +25,13 @@ EVENT: dict[str, Any] = {
     "type": "ouzel.image-reference.v1",
     "data": {"image_id": "a", "uri": "file:///a.jpg"},
 }
+
+
+def _job(message: Delivery) -> ImageJob:
+    """The one image of a message."""
+    found = PARSE(message)
+    assert isinstance(found, ImageJob), found
+    return found
 
 
 def _reference(**fields: object) -> bytes:
@@ -45,7 +52,7 @@ def _refusal(value: bytes | None, headers: Headers = (), key: bytes | None = Non
 
 
 def test_a_reference_by_uri_keeps_every_field() -> None:
-    job = PARSE(
+    job = _job(
         delivery(
             _reference(
                 version=1,
@@ -65,17 +72,17 @@ def test_a_reference_by_uri_keeps_every_field() -> None:
 
 
 def test_inline_bytes_come_out_as_they_went_in() -> None:
-    job = PARSE(delivery(_reference(uri=..., data=base64.b64encode(b"\x00\xffimage").decode())))
+    job = _job(delivery(_reference(uri=..., data=base64.b64encode(b"\x00\xffimage").decode())))
     assert (job.data, job.uri) == (b"\x00\xffimage", None)
 
 
 def test_null_means_absent() -> None:
-    job = PARSE(delivery(_reference(data=None, sha256=None, metadata=None, top_k=None, version=None)))
+    job = _job(delivery(_reference(data=None, sha256=None, metadata=None, top_k=None, version=None)))
     assert (job.uri, job.sha256, job.metadata) == ("file:///a.jpg", None, {})
 
 
 def test_a_byte_order_mark_and_blanks_before_json_do_no_harm() -> None:
-    assert PARSE(delivery(b"\xef\xbb\xbf \r\n" + _reference())).image_id == "a"
+    assert _job(delivery(b"\xef\xbb\xbf \r\n" + _reference())).image_id == "a"
 
 
 @pytest.mark.parametrize(
@@ -144,12 +151,12 @@ def test_a_tombstone_and_an_empty_value_ask_for_nothing() -> None:
 def test_a_structured_cloudevent_is_its_data() -> None:
     value = json.dumps(EVENT).encode()
     for headers in ((), (("content-type", b"application/cloudevents+json; charset=UTF-8"),)):
-        assert PARSE(delivery(value, headers=headers)).uri == "file:///a.jpg"
+        assert _job(delivery(value, headers=headers)).uri == "file:///a.jpg"
 
 
 def test_a_binary_mode_cloudevent_is_a_reference_with_headers() -> None:
     headers = (("ce_specversion", b"1.0"), ("ce_type", b"x"), ("content-type", b"application/json"))
-    assert PARSE(delivery(_reference(), headers=headers)).image_id == "a"
+    assert _job(delivery(_reference(), headers=headers)).image_id == "a"
 
 
 @pytest.mark.parametrize(
@@ -180,20 +187,20 @@ def test_a_content_type_of_cloudevents_wants_one() -> None:
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_an_image_alone_is_known_by_its_first_bytes(format_: str) -> None:
     body = _image(format_)
-    job = PARSE(delivery(body))
+    job = _job(delivery(body))
     assert job.data == body
     assert job.image_id == "sha256:" + hashlib.sha256(body).hexdigest()
     assert job.content_type == f"image/{format_.lower()}"
 
 
 def test_the_header_says_what_it_is_before_the_bytes_do() -> None:
-    job = PARSE(delivery(b"{ not json, says the header", headers=(("Content-Type", b"IMAGE/HEIC; x=y"),)))
+    job = _job(delivery(b"{ not json, says the header", headers=(("Content-Type", b"IMAGE/HEIC; x=y"),)))
     assert (job.data, job.content_type) == (b"{ not json, says the header", "image/heic")
     assert "JSON" in _refusal(_image("PNG"), (("content-type", b"application/json"),))
 
 
 def test_a_content_type_that_says_nothing_leaves_it_to_the_bytes() -> None:
-    assert PARSE(delivery(_reference(), headers=(("content-type", b"application/octet-stream"),))).image_id == "a"
+    assert _job(delivery(_reference(), headers=(("content-type", b"application/octet-stream"),))).image_id == "a"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +217,7 @@ def test_the_id_of_an_image_is_header_then_key_then_digest(
     header: bytes | None, key: bytes | None, image_id: str
 ) -> None:
     headers = (("image-id", header),) if header is not None else ()
-    assert PARSE(delivery(b"BM", key=key, headers=headers)).image_id == image_id
+    assert _job(delivery(b"BM", key=key, headers=headers)).image_id == image_id
 
 
 @pytest.mark.parametrize("header", [b"", b"\xff", b"a\nb", b"x" * 1025])
@@ -225,14 +232,14 @@ def test_a_key_too_long_to_be_an_id_asks_for_a_header() -> None:
 def test_images_beyond_the_bound_are_refused_before_they_are_decoded() -> None:
     for value in (b"BM" + bytes(4096), _reference(uri=..., data="A" * 5464)):
         with pytest.raises(ImageTooLarge, match=r"stores\.max_image_bytes"):
-            PARSE(delivery(value))
-    assert PARSE(delivery(b"BM" + bytes(4094))).data
-    assert PARSE(delivery(_reference(uri=..., data=base64.b64encode(bytes(4096)).decode()))).data
+            _job(delivery(value))
+    assert _job(delivery(b"BM" + bytes(4094))).data
+    assert _job(delivery(_reference(uri=..., data=base64.b64encode(bytes(4096)).decode()))).data
 
 
 def test_a_uri_list_has_comments_and_one_uri() -> None:
     headers = (("content-type", b"text/uri-list"),)
-    job = PARSE(delivery(b"# the garden\r\n\r\nfile:///a%20b.jpg\r\n", headers=headers, key=b"k"))
+    job = _job(delivery(b"# the garden\r\n\r\nfile:///a%20b.jpg\r\n", headers=headers, key=b"k"))
     assert (job.uri, job.image_id) == ("file:///a%20b.jpg", "k")
     assert "2 URIs" in _refusal(b"file:///a\r\nfile:///b", headers)
     assert "0 URIs" in _refusal(b"# none", headers)
@@ -271,7 +278,7 @@ JSON = st.recursive(
 @given(value=st.none() | st.binary() | JSON, headers=HEADERS, key=st.none() | st.binary(max_size=20))
 def test_only_invalid_messages_ever_escape(value: bytes | None, headers: Headers, key: bytes | None) -> None:
     try:
-        job = PARSE(delivery(value, headers=headers, key=key))
+        job = _job(delivery(value, headers=headers, key=key))
     except (MalformedMessage, ImageTooLarge):
         pass
     else:

@@ -225,6 +225,20 @@ def test_messages_become_labels_and_then_commits(rig: Rig) -> None:
     assert rig.source.closed
 
 
+def test_a_message_with_several_records_is_committed_once_all_of_them_are_done(rig: Rig) -> None:
+    rig.sink.answers = lambda _: FakeSink.HOLD
+    rig.cluster.send(A, b"1|skip|2|bad", b"skip", b"skip|skip")
+    rig.own(A)
+    rig.sink.wait(lambda: len(rig.sink.held) == 3, "both events and the letter")
+    rig.sink.answer()
+    rig.sink.answer()
+    rig.turns()
+    assert rig.committed(A) in {None, 0}
+    rig.sink.answer()
+    rig.until_committed(A, 3)
+    _nothing_left(rig)
+
+
 def test_a_transaction_marker_at_the_end_leaves_no_lag(rig: Rig) -> None:
     rig.cluster.send(A, b"1")
     rig.cluster.logs[A].end += 1
@@ -392,6 +406,25 @@ def test_a_drain_waits_for_no_store_that_is_down(rig: Rig) -> None:
     rig.done(rig.source.revoke(A))
     assert rig.sink.written == []
     assert rig.committed(A) in (None, 0)
+    _nothing_left(rig)
+
+
+def test_a_drain_waits_for_the_records_under_way_and_for_none_at_a_store_that_is_down(rig: Rig) -> None:
+    rig.store.available = False
+    rig.runtime.gate.clear()
+    rig.store.images["fake://images/a"] = b"1"
+    rig.cluster.send(A, b"1|2", b"3|fake://images/a|4")
+    rig.own(A)
+    rig.until(lambda: bool(rig.flow.down_stores()), "the store to be presumed down")
+    assert rig.runtime.running.wait(5)
+    revoked = rig.source.revoke(A)
+    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    assert not revoked.is_set()
+    rig.runtime.gate.set()
+    rig.done(revoked)
+    assert rig.committed(A) == 1  # the other is the next owner's, whole
+    assert _ids(rig.sink.written) == ["images[0]-0", "images[0]-0"]
+    rig.store.available = True
     _nothing_left(rig)
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -28,6 +29,7 @@ from consumer.messages import (
     OutputRecord,
     Partition,
     Rejected,
+    Several,
     Skipped,
 )
 from consumer.metrics import Metrics
@@ -112,6 +114,25 @@ class Rig:
         self.publisher.submit(Rejected(delivery, error, "fetch"))
         return delivery
 
+    def several(
+        self, *kinds: str, key: bytes | None = None, partition: Partition = A, family: Family = "system"
+    ) -> Delivery:
+        """A message with a record of each kind: `label`, `letter` or `skip`."""
+        message = self.take(key=key, partition=partition)
+        parts = [replace(message, headers=((names.ORIGIN_RECORD_INDEX, b"%d" % n),), part_of=message) for n in range(9)]
+        self.publisher.submit(
+            Several(message, tuple(self._one(kind, n, parts[n], family) for n, kind in enumerate(kinds)))
+        )
+        return message
+
+    def _one(self, kind: str, number: int, part: Delivery, family: Family) -> Labelled | Rejected | Skipped:
+        if kind == "skip":
+            return Skipped(part, "removed")
+        if kind == "letter":
+            return Rejected(part, StoreFailed("503") if family == "system" else NotAnImage("no"), "fetch")
+        job = ImageJob(part, f"image-{part.offset}-{number}", data=b"", record_index=number)
+        return Labelled(job, (), ImageFacts(1, 1, "PNG", "00"), FakeRuntime.info, {})
+
     # --- what came of them ------------------------------------------------------------------------------------------
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
@@ -166,6 +187,7 @@ def rig() -> Iterator[Rig]:
     assert not rig.publisher._thread.is_alive()
     settled = [id(s.delivery) for s in rig.settled]
     assert len(settled) == len(set(settled)), "something was settled twice"
+    assert all(s.delivery.part_of is None for s in rig.settled), "a part was settled for its message"
     assert rig.publisher._held.isdisjoint(settled)
 
 
@@ -233,6 +255,142 @@ def test_an_event_that_cannot_be_written_out_is_that_messages_letter(rig: Rig) -
     (letter,) = rig.sink.written
     assert dict(letter.headers)[names.ERROR_EXCEPTION_CLASS] == b"ProcessingFailed"
     assert rig.crashes == []
+
+
+# --- messages with several records ----------------------------------------------------------------------------------
+
+
+def _record_index(record: OutputRecord) -> bytes | None:
+    return dict(record.headers).get(names.ORIGIN_RECORD_INDEX)
+
+
+def _counted(rig: Rig, name: str, **labels: str) -> float:
+    return rig.metrics.registry.get_sample_value(name, labels) or 0
+
+
+def test_a_message_with_several_records_is_finished_when_the_broker_has_all_of_them(rig: Rig) -> None:
+    rig.sink.answers = lambda _: FakeSink.HOLD
+    message = rig.several("label", "skip", "letter", "label", key=b"k")
+    first, letter, last = rig.handed_over(3)
+    assert _offsets([first, last]) == ["image-0-0", "image-0-3"]
+    assert (letter.topic, letter.value, _record_index(letter)) == ("images.dlq", b"image", b"2")
+    assert len({_id(first), _id(last)}) == 2
+    assert {record.key for record in (first, letter, last)} == {b"k"}
+    rig.sink.answer(2)
+    rig.sink.answer(0)
+    assert rig.settled == []
+    assert rig.publisher.has(message)
+    rig.sink.answer(0)
+    rig.finished(message)
+    assert not rig.publisher.has(message)
+    assert [_counted(rig, "ouzel_images_total", outcome=each) for each in ("labelled", "dead_letter", "skipped")] == [
+        *(2, 1, 1)
+    ]
+    assert _counted(rig, "ouzel_skipped_total", reason="removed") == 1
+
+
+def test_a_message_of_which_all_records_are_skipped_is_finished(rig: Rig) -> None:
+    rig.finished(rig.several("skip", "skip"))
+    assert rig.sink.handed_over == []
+
+
+def test_a_skipped_notification_is_not_forwarded_as_a_tombstone() -> None:
+    """It would delete the image's labels from a compacted topic."""
+    rig = Rig(forward_tombstones=True)
+    delivery = rig.take(key=b"k")
+    rig.publisher.submit(Skipped(delivery, "removed"))
+    rig.finished(delivery, rig.several("skip", "skip", key=b"k"))
+    assert rig.sink.handed_over == []
+    rig.publisher.close()
+    rig.sink.close(1.0)
+
+
+def test_the_events_of_a_key_keep_their_order_with_several_records_in_a_message(rig: Rig) -> None:
+    first = rig.take(key=b"k")
+    message = rig.several("label", "label", key=b"k")
+    last = rig.labelled(key=b"k")
+    rig.passed()
+    assert rig.sink.handed_over == []
+    rig.label(first)
+    rig.finished(first, message, last)
+    assert _offsets(rig.sink.written) == ["image-0", "image-1-0", "image-1-1", "image-2"]
+
+
+def test_one_record_of_unknown_fate_is_produced_again_alone_with_the_same_id(rig: Rig) -> None:
+    rig.sink.answers = lambda _: FakeSink.HOLD
+    message = rig.several("label", "label", "label")
+    rig.handed_over(3)
+    rig.sink.answer(1, OutputUnavailable("gone"))
+    rig.sink.answer(0)
+    rig.sink.answer(0)
+    rig.passed()
+    assert rig.settled == []
+    rig.sink.answers = lambda _: None
+    rig.clock.advance(2.0)
+    rig.finished(message)
+    assert _offsets(rig.sink.handed_over[3:]) == ["image-0-1"]
+    assert _id(rig.sink.handed_over[3]) == _id(rig.sink.handed_over[1])
+
+
+def test_one_record_whose_event_is_too_large_is_its_letter_and_the_others_are_labelled(rig: Rig) -> None:
+    rig.sink.answers = lambda record: (
+        EventTooLarge("no") if record.topic == "predictions" and b"image-0-1" in (record.value or b"") else None
+    )
+    message = rig.several("label", "label", "label")
+    rig.finished(message)
+    assert sorted(record.topic for record in rig.sink.written) == ["images.dlq", "predictions", "predictions"]
+    (letter,) = [record for record in rig.sink.written if record.topic == "images.dlq"]
+    assert _record_index(letter) == b"1"
+    assert dict(letter.headers)[names.ERROR_EXCEPTION_CLASS] == b"EventTooLarge"
+
+
+def test_a_letter_that_is_withheld_keeps_its_message_and_no_other_record(rig: Rig) -> None:
+    rig.tripped()
+    message = rig.several("label", "letter", "letter", "label")
+    rig.sink.wait(lambda: len(rig.sink.written) == 4, "both events")  # and two letters before the limit
+    rig.passed()
+    assert rig.publisher.withholds(message)
+    assert not rig.is_settled(message)
+    rig.publisher.resume()
+    rig.finished(message)
+    assert [_record_index(record) for record in rig.sink.written[-2:]] == [b"1", b"2"]
+    assert not rig.publisher.withholds(message)
+
+
+def test_the_withheld_letters_of_a_message_are_let_go_of_with_its_lease(rig: Rig) -> None:
+    rig.tripped()
+    message = rig.several("label", "letter", "letter")
+    rig.passed()
+    rig.leases[A].state = LeaseState.ENDED
+    rig.publisher.forget_ended()
+    rig.let_go(message)
+    assert not rig.publisher.withholds(message)
+
+
+def test_an_image_of_a_message_ends_the_probation_for_the_letter_beside_it(rig: Rig) -> None:
+    rig.limit.put_on_probation(A, "system")
+    message = rig.several("letter", "label")
+    rig.finished(message)
+    assert sorted(record.topic for record in rig.sink.written) == ["images.dlq", "predictions"]
+
+
+def test_a_message_whose_lease_ends_while_a_part_of_it_waits_is_let_go_of_once(rig: Rig) -> None:
+    rig.sink.answers = lambda _: FakeSink.HOLD
+    message = rig.several("label", "label")
+    rig.handed_over(2)
+    rig.sink.answer(0)
+    rig.sink.answer(0, OutputUnavailable("gone"))
+    rig.passed()
+    rig.leases[A].state = LeaseState.ENDED
+    rig.clock.advance(10.0)
+    rig.let_go(message)
+    assert len(rig.sink.handed_over) == 2
+
+
+def test_a_message_with_several_records_that_comes_after_its_lease_ended_is_not_published(rig: Rig) -> None:
+    rig.leases[A].state = LeaseState.ENDED
+    rig.let_go(rig.several("label", "skip", "letter"))
+    assert rig.sink.handed_over == []
 
 
 # --- ended leases ---------------------------------------------------------------------------------------------------
