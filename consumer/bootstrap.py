@@ -12,7 +12,7 @@ from loguru import logger
 
 from consumer.clock import SystemClock
 from consumer.cpu import quota_cores
-from consumer.errors import ModelError, TopicMissing
+from consumer.errors import ModelError, SettingsError, TopicMissing
 from consumer.flow import Flow
 from consumer.health import Health
 from consumer.kafka_properties import consumer_properties, producer_properties, service_properties
@@ -22,7 +22,7 @@ from consumer.observer import Observer
 from consumer.pipeline import Pipeline, Rules
 from consumer.ports import Clock, GroupView, ImageDecoder, ImageStore, Labels, MessageSource, ModelRuntime, ResultSink
 from consumer.settings import Settings
-from consumer.settings_tables import FetchCacheSettings
+from consumer.settings_tables import FetchCacheSettings, HttpStoreSettings
 from consumer.stages.batch import Batcher, padded_sizes
 from consumer.stages.dead_letter_limit import DeadLetterLimit
 from consumer.stages.events import EventContext
@@ -162,10 +162,47 @@ def _runtime(
 
 
 def build_stores(settings: Settings) -> list[ImageStore]:
-    """The stores that the settings allow."""
-    from consumer.adapters.stores.file_store import FileStore
+    """The stores that the settings allow.
 
-    return [FileStore(settings.stores.file.roots)] if settings.stores.file.roots else []
+    Raises:
+        SettingsError: a file that a store needs cannot be read.
+    """
+    from consumer.adapters.stores.data_store import DataStore
+
+    stores: list[ImageStore] = [DataStore()]
+    if settings.stores.file.roots:
+        from consumer.adapters.stores.file_store import FileStore
+
+        stores.append(FileStore(settings.stores.file.roots))
+    if settings.stores.http.hosts:
+        stores.append(_http_store(settings.stores.http))
+    return stores
+
+
+def _http_store(http: HttpStoreSettings) -> ImageStore:
+    from consumer.adapters.stores.http_store import HttpStore
+
+    try:
+        return HttpStore(
+            http.hosts,
+            schemes=http.schemes,
+            allow_networks=http.allow_networks,
+            headers={
+                host: {name: value.get_secret_value() for name, value in headers.items()}
+                for host, headers in http.headers.items()
+            },
+            ca_file=http.ca_file,
+            proxy=http.proxy.get_secret_value(),
+            max_redirects=http.max_redirects,
+            max_connections_per_host=http.max_connections_per_host,
+            requests_per_second_per_host=http.requests_per_second_per_host,
+            connect_timeout_s=http.connect_timeout_ms / 1000,
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"stores.http.ca_file: {http.ca_file} cannot be used: {error.strerror or error}",
+            remedy="name a PEM file with certificates that this user may read",
+        ) from None
 
 
 def _fetch_cache(settings: FetchCacheSettings, clock: Clock, observer: Observer) -> FetchCache | None:
@@ -214,6 +251,7 @@ def build_flow(
             max_attempts=retry.max_attempts,
             initial_backoff_ms=retry.initial_backoff_ms,
             max_backoff_ms=retry.max_backoff_ms,
+            max_retry_after_ms=retry.max_retry_after_ms,
             dice=random.random,
         ),
         budget=budget,

@@ -14,6 +14,7 @@ OuzelError
 │   └── ProcessingFailed    a defect of ours that this message brought out                  [system]
 ├── Retryable               tried again with backoff; never a dead letter by itself
 │   ├── StoreUnavailable    a store that times out, throttles or answers 5xx
+│   │   └── StoreBusy       our own bounds leave no room at the store: no failed attempt
 │   └── OutputUnavailable   the output topic that cannot be written for now
 └── Fatal                   the process ends: own exit code, a remedy, nothing committed past it
     ├── SettingsError       2
@@ -111,6 +112,11 @@ class Retryable(OuzelError):
 
 class StoreUnavailable(Retryable):
     """A store that times out, throttles, or fails on its own side."""
+
+
+class StoreBusy(StoreUnavailable):
+    """Our own bounds on a store (connections, requests a second) leave no room now. Nothing was asked of the store, so
+    it counts as no failed attempt."""
 
 
 class OutputUnavailable(Retryable):

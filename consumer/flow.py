@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from consumer.errors import InvalidMessage, MalformedMessage, ProcessingFailed, Retryable, RuntimeStuck
+from consumer.errors import InvalidMessage, MalformedMessage, ProcessingFailed, Retryable, RuntimeStuck, StoreBusy
 from consumer.messages import (
     Abandoned,
     Batch,
@@ -368,7 +368,8 @@ class Flow:
             known = attempt.store in self._retries.down_stores()
             letter = self._retries.failed(attempt, error, self._clock.monotonic_s())
             down = attempt.store in self._retries.down_stores()
-        self._observer.retried("fetch")
+        if not isinstance(error, StoreBusy):
+            self._observer.retried("fetch")
         if down and not known:
             self._observer.store_down(attempt.store, error)
         if letter is not None:

@@ -161,6 +161,7 @@ _SECRET_WORDS = re.compile(
     r"password|passphrase|secret|token|jaas|credential|oauthbearer\.config|(^|[._])key([._]pem)?$"
     # A whole table, given as something else than a table.
     r"|^kafka\.(client|consumer|producer|admin)$"
+    r"|^stores\.http\.(headers|proxy)(\.|$)"
 )
 _PUBLIC = frozenset(
     {

@@ -1,17 +1,23 @@
 """What each setting alone cannot tell: values that are wrong together, or that would break a promise."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 
+from pydantic import SecretStr
+
+from consumer.host_names import HostPattern
+from consumer.http_headers import check_header
 from consumer.kafka_properties import HEADROOM_BYTES, LARGEST_MESSAGE_BYTES, refusals
 from consumer.names import replay_marker_topic
-from consumer.settings_tables import Settings
+from consumer.settings_tables import HttpStoreSettings, Settings
 from consumer.times import rfc3339_ms
 
 # Kafka's own rule (org.apache.kafka.common.internals.Topic): letters, digits, ".", "_" and "-", at most 249.
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_PROXY = re.compile(r"(http://([^\s/@]+@)?[A-Za-z0-9.\[\]:_-]+:[1-9][0-9]{0,4}/?)?")
 _PLACEHOLDER = re.compile(r"\{[^}]*\}?")
 
 
@@ -130,6 +136,42 @@ def _stores(settings: Settings) -> Iterator[Conflict]:
         if not Path(root).is_absolute():
             said = f"{root!r} is relative, and what it means depends on the folder that the service is started in"
             yield Conflict(("stores.file.roots",), said, "give the whole path, from /")
+    yield from _http(settings.stores.http)
+
+
+def _http(http: HttpStoreSettings) -> Iterator[Conflict]:
+    for text in http.hosts:
+        try:
+            HostPattern.of(text)
+        except ValueError as error:
+            fix = 'give "images.example.org" or "*.cdn.example.org", with ":port" where it is not the scheme\'s own'
+            yield Conflict(("stores.http.hosts",), f"{text!r} is {error}", fix)
+    for text in http.allow_networks:
+        try:
+            ip_network(text)
+        except ValueError:
+            fix = 'give an address range such as "10.20.0.0/16", its bits beyond the prefix zero'
+            yield Conflict(("stores.http.allow_networks",), f"{text!r} is no network", fix)
+    for host, headers in http.headers.items():
+        if wrong := _wrong_headers(host, headers):
+            fix = 'give one host as in stores.http.hosts, and headers such as Authorization = "Bearer ..."'
+            yield Conflict(("stores.http.headers",), f"{host!r}: {wrong}", fix)
+    if http.ca_file and not Path(http.ca_file).is_file():
+        yield Conflict(("stores.http.ca_file",), f"{http.ca_file!r} is no file", "name a PEM file")
+    if not _PROXY.fullmatch(http.proxy.get_secret_value()):
+        yield Conflict(("stores.http.proxy",), "is no proxy", 'give "http://host:port", user:password@ before the host')
+
+
+def _wrong_headers(host: str, headers: Mapping[str, SecretStr]) -> str:
+    """What is wrong with one host's headers, without a value; empty where nothing is."""
+    try:
+        if HostPattern.of(host).wild:
+            return "a wild card: anybody may own a name below it, and would be sent the headers"
+        for name, value in headers.items():
+            check_header(name, value.get_secret_value())
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _bounds(settings: Settings) -> Iterator[Conflict]:

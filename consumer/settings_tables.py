@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 Property = str | int | float | bool
 RawProperties = dict[str, Property]
@@ -117,11 +117,33 @@ class FetchCacheSettings(Section):
     max_age_ms: Milliseconds = 10_000
 
 
+class HttpStoreSettings(Section):
+    """[stores.http]"""
+
+    hosts: list[str] = []
+    """`images.example.org`, `*.cdn.example.org`, each with `:port` where it is not the scheme's; empty: off."""
+    schemes: Annotated[list[Literal["https", "http"]], Field(min_length=1)] = ["https"]
+    allow_networks: list[str] = []
+    """Networks (CIDR) that hosts may lead to though they are not public."""
+    headers: dict[str, dict[str, SecretStr]] = {}
+    """By host: headers that this host alone is sent."""
+    ca_file: str = ""
+    """PEM file; empty: the system's authorities."""
+    proxy: SecretStr = SecretStr("")
+    """`http://[user:password@]host:port`; empty: none, whatever the environment says."""
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 0
+    max_connections_per_host: Count = 8
+    requests_per_second_per_host: Annotated[float, Field(ge=0.0)] = 0.0
+    """0: no bound."""
+    connect_timeout_ms: Annotated[int, Field(ge=1)] = 3_000
+
+
 class StoresSettings(Section):
     """[stores]"""
 
     file: FileStoreSettings = FileStoreSettings()
     cache: FetchCacheSettings = FetchCacheSettings()
+    http: HttpStoreSettings = HttpStoreSettings()
     max_image_bytes: Bytes = 32 * 1024 * 1024
     fetch_deadline_ms: Milliseconds = 10_000
 
@@ -150,6 +172,8 @@ class RetrySettings(Section):
     max_attempts: Count = 5
     initial_backoff_ms: Milliseconds = 100
     max_backoff_ms: Milliseconds = 10_000
+    max_retry_after_ms: Milliseconds = 300_000
+    """The longest that a store's own word of when to ask again is heeded."""
 
 
 class DeadLetterSettings(Section):

@@ -9,7 +9,11 @@ from consumer.messages import ImageJob
 from consumer.ports import ImageStore
 from consumer.redact import redact_uri
 
-SETTING_OF_SCHEME: Mapping[str, str] = {"file": "stores.file.roots"}
+SETTING_OF_SCHEME: Mapping[str, str] = {
+    "file": "stores.file.roots",
+    "http": "stores.http.hosts",
+    "https": "stores.http.hosts",
+}
 """What to set for a scheme to be served. A new store adds its line here."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]{0,31}):")
@@ -55,8 +59,6 @@ def choose_store(stores: Iterable[ImageStore], uri: str) -> ImageStore:
     setting = SETTING_OF_SCHEME.get(scheme)
     if setting:
         raise ReferenceRefused(f"{scheme}: URIs are off: allow them with the setting {setting}")
-    if scheme == "data":
-        raise ReferenceRefused("data: URIs are not read: send the bytes as base64 in the field `data`")
     served = ", ".join(sorted({each for store in stores for each in store.schemes} | set(SETTING_OF_SCHEME)))
     raise ReferenceRefused(
         f"{scheme}: URIs are served by no store: send the image inline, or as one of: {served} (settings [stores])"

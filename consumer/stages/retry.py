@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from consumer.errors import Retryable, StoreFailed
+from consumer.errors import Retryable, StoreBusy, StoreFailed
 from consumer.messages import ImageJob
 
 _PASSED_OVER = 2
@@ -47,7 +47,8 @@ class Retries:
     """The retry policy and its waiting room. One thread at a time (the caller holds the lock).
 
     Backoff with full jitter: a uniform draw from [0, min(max, initial * 2^(try-1))]
-    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), after the least wait that the store
+    asked for, which is heeded up to a bound. An error of our own bounds (`StoreBusy`) is no try.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class Retries:
         max_attempts: int,
         initial_backoff_ms: float,
         max_backoff_ms: float,
+        max_retry_after_ms: float,
         dice: Callable[[], float],
     ) -> None:
         self._max_attempts = max_attempts
         self._initial_s = initial_backoff_ms / 1000
         self._max_s = max_backoff_ms / 1000
+        self._max_retry_after_s = max_retry_after_ms / 1000
         self._dice = dice
         self._stores: dict[str, _Store] = {}
         self._waiting: list[tuple[float, int, Attempt]] = []
@@ -97,6 +100,9 @@ class Retries:
     def failed(self, attempt: Attempt, error: Retryable, now_s: float) -> StoreFailed | None:
         """The store could not serve this one now. None: it is kept and will be due; otherwise its dead letter."""
         store = self._stores.setdefault(attempt.store, _Store())
+        if isinstance(error, StoreBusy):
+            self._wait(attempt, now_s + self._backoff_s(attempt.tries + 1, error))
+            return None
         attempt.tries += 1
         if store.down_since_s is not None:
             self._probe_or_park(store, attempt, error, now_s)
@@ -176,4 +182,6 @@ class Retries:
 
     def _backoff_s(self, tries: int, error: Retryable) -> float:
         bound_s = min(self._max_s, self._initial_s * 2.0 ** min(tries - 1, 30))
-        return float(max(self._dice() * bound_s, error.retry_after_s or 0.0))
+        # Never before the store wants to be asked, and then not all at one moment.
+        asked_s = min(error.retry_after_s or 0.0, self._max_retry_after_s)
+        return float(asked_s + self._dice() * bound_s)

@@ -25,7 +25,8 @@ def test_the_scheme_chooses_the_store(uri: str) -> None:
     [
         ("file:///a.jpg", "stores.file.roots"),
         ("s3://bucket/a", "[stores]"),
-        ("data:image/png;base64,QQ==", "`data`"),
+        ("https://host/a.jpg", "stores.http.hosts"),
+        ("data:image/png;base64,QQ==", "inline"),
         ("a.jpg", "scheme"),
         ("//host/a", "scheme"),
         ("", "scheme"),

@@ -79,7 +79,13 @@ class Rig:
                 self.runtime, FakeLabels(), sizes=padded_sizes(4), top_k=1, min_score=0.5, clock=self.clock
             ),
             batcher=Batcher(max_size=4, max_bytes=10_000, max_wait_ms=5),
-            retries=Retries(max_attempts=2, initial_backoff_ms=100, max_backoff_ms=1_000, dice=lambda: 0.0),
+            retries=Retries(
+                max_attempts=2,
+                initial_backoff_ms=100,
+                max_backoff_ms=1_000,
+                max_retry_after_ms=60_000,
+                dice=lambda: 0.0,
+            ),
             budget=self.budget,
             clock=self.clock,
             observer=observer,

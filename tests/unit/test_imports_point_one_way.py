@@ -55,10 +55,13 @@ READ_THE_ENVIRONMENT = {
     "consumer.demo.service": "hands its own environment on to its child",
 }
 
-VENDORS = frozenset({"confluent_kafka", "tensorflow", "PIL", "boto3", "httpx", "requests", "onnxruntime", "mlflow"})
+VENDORS = frozenset(
+    {"confluent_kafka", "tensorflow", "PIL", "boto3", "httpx", "requests", "urllib3", "onnxruntime", "mlflow"}
+)
 ONLY_IN = {
     "pydantic": (
         "consumer.settings",
+        "consumer.settings_checks",
         "consumer.settings_tables",
         "consumer.settings_sources",
         "consumer.contract",

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from consumer.errors import StoreFailed, StoreUnavailable
+from consumer.errors import StoreBusy, StoreFailed, StoreUnavailable
 from consumer.messages import Delivery, ImageJob, Lease, Partition
 from consumer.stages.retry import Attempt, Retries
 
@@ -18,7 +18,13 @@ class _Room:
 
     def __init__(self, dice: float = 1.0) -> None:
         self.dice = dice
-        self.retries = Retries(max_attempts=3, initial_backoff_ms=100, max_backoff_ms=1_000, dice=lambda: self.dice)
+        self.retries = Retries(
+            max_attempts=3,
+            initial_backoff_ms=100,
+            max_backoff_ms=1_000,
+            max_retry_after_ms=60_000,
+            dice=lambda: self.dice,
+        )
 
     def attempt(self, number: int = 0, *, first_s: float = 0.0, store: str = STORE) -> Attempt:
         lease = Lease(Partition("images", 0), epoch=1, topic_id="")
@@ -59,8 +65,29 @@ def test_a_store_that_asks_for_a_longer_wait_gets_it() -> None:
     room = _Room()
     attempt = room.attempt()
     room.retries.failed(attempt, StoreUnavailable("429", retry_after_s=30.0), 0.0)
-    assert room.retries.due(29.9) == []
-    assert room.retries.due(30.0) == [attempt]
+    assert room.retries.due(30.0) == []  # all who were told the same do not come back at one moment
+    assert room.retries.due(30.1) == [attempt]
+
+
+def test_a_store_cannot_ask_for_more_than_the_setting_allows() -> None:
+    room = _Room()
+    attempt = room.attempt()
+    room.retries.failed(attempt, StoreUnavailable("429", retry_after_s=1e9), 0.0)
+    assert room.retries.due(59.9) == []
+    assert room.retries.due(60.1) == [attempt]
+
+
+def test_an_image_that_our_own_bounds_keep_waiting_has_not_failed() -> None:
+    room = _Room()
+    room.retries.succeeded(room.attempt(1), 0.5)
+    attempt = room.attempt()
+    for n in range(100):
+        assert room.retries.failed(attempt, StoreBusy("no room"), float(n)) is None
+        assert room.retries.due(n + 0.99) == [attempt]
+    assert room.retries.down_stores() == {}
+    probe = room.take_down(first_s=200.0)
+    assert room.retries.failed(attempt, StoreBusy("no room"), 201.0) is None
+    assert room.retries.due(1e9) == [probe]
 
 
 def test_a_store_that_served_another_meanwhile_makes_it_a_letter() -> None:
