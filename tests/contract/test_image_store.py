@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -10,9 +10,11 @@ from typing import Protocol
 import pytest
 
 from consumer.adapters.stores.file_store import FileStore
+from consumer.adapters.stores.http_store import HttpStore
 from consumer.errors import ImageNotFound, ImageTooLarge, ReferenceRefused, StoreUnavailable
 from consumer.ports import ImageStore
 from tests.fakes import FakeImageStore
+from tests.http_server import HttpServer, answer
 
 BODY = bytes(range(256)) * 16
 
@@ -115,13 +117,54 @@ class FileHarness:
         return self._read
 
 
-HARNESSES: list[Callable[[Path, pytest.MonkeyPatch], Harness]] = [FakeHarness, FileHarness]
+class HttpHarness:
+    """A server on loopback, which the settings allow by its port, and another that they do not."""
+
+    def __init__(self, _folder: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
+        self.server = HttpServer().__enter__()
+        self.other = HttpServer().__enter__()
+        self.other.routes["/a"] = answer(BODY)
+        self.store: ImageStore = HttpStore(
+            [f"127.0.0.1:{self.server.port}"], schemes=["http"], allow_networks=["127.0.0.0/8"]
+        )
+
+    def put(self, name: str, body: bytes) -> str:
+        self.server.routes[f"/{name}"] = answer(body)
+        return f"{self.server.origin}/{name}"
+
+    def absent(self) -> str:
+        return f"{self.server.origin}/absent"
+
+    def refused(self) -> list[str]:
+        port = self.server.port
+        return [
+            f"{self.other.origin}/a",
+            f"https://127.0.0.1:{port}/a",
+            f"http://localhost:{port}/a",
+            f"http://user:secret@127.0.0.1:{port}/a",
+            f"http://127.1:{port}/a?secret",
+        ]
+
+    def break_down(self) -> None:
+        self.server.close()
+
+    def bytes_read(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        self.server.close()
+        self.other.close()
+
+
+HARNESSES: list[Callable[[Path, pytest.MonkeyPatch], Harness]] = [FakeHarness, FileHarness, HttpHarness]
 
 
 @pytest.fixture(params=HARNESSES)
-def harness(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
+def harness(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     made: Harness = request.param(tmp_path, monkeypatch)
-    return made
+    yield made
+    close: Callable[[], None] = getattr(made, "close", lambda: None)
+    close()
 
 
 def test_the_schemes_are_lower_case_and_those_of_its_uris(harness: Harness) -> None:

@@ -212,6 +212,49 @@ def test_the_value_of_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch, w
     assert page.startswith("4 problems")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[stores.http]\nheaders = "hunter2"',
+        '[stores.http.headers]\n"a.example" = "hunter2"',
+        '[stores.http.headers."a.example"]\nAuthorization = ["hunter2"]',
+        '[stores.http.headers."a.example"]\nAuthorization = "hunter2\\n"',
+        '[stores.http]\nproxy = ["http://user:hunter2@proxy:1"]',
+        '[stores.http]\nproxy = "http://user:hunter2@proxy"',
+    ],
+)
+def test_headers_and_proxies_are_secrets_even_where_they_are_wrong(write: Write, text: str) -> None:
+    page = _page(write(text))
+    assert page.startswith("one problem")
+    assert "hunter2" not in page
+
+
+def test_headers_come_from_the_file_and_from_secrets_and_are_shown_nowhere(
+    monkeypatch: pytest.MonkeyPatch, write: Write, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from consumer.cli import app
+
+    secrets = _made(tmp_path / "secrets")
+    (secrets / "OUZEL_STORES__HTTP__HEADERS").write_text('{"a.example": {"Authorization": "Bearer hunter2"}}\n')
+    monkeypatch.setenv("OUZEL_SECRETS_DIR", str(secrets))
+    monkeypatch.setenv("OUZEL_STORES__HTTP__PROXY", "http://user:hunter2@proxy.example:3128")
+    path = write('[stores.http.headers."b.example"]\nX-Key = "hunter2"')
+    http = load(path).stores.http
+    assert {host: [*headers] for host, headers in http.headers.items()} == {
+        "a.example": ["Authorization"],
+        "b.example": ["X-Key"],
+    }
+    assert http.headers["a.example"]["Authorization"].get_secret_value() == "Bearer hunter2"
+    assert "hunter2" not in repr(http)
+    for option in ([], ["--json"]):
+        shown = CliRunner().invoke(app, ["--settings", str(path), "settings", *option])
+        assert shown.exit_code == 0, shown.output
+        assert "stores.http.headers" in shown.output
+        assert "hunter2" not in shown.output
+
+
 def test_a_named_file_that_is_missing_is_an_error_that_says_who_named_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -265,6 +308,20 @@ def test_a_missing_folder_of_secrets_is_an_error_if_it_was_named(
         ("[retry]\ninitial_backoff_ms = 20_000", "retry.initial_backoff_ms", "more than"),
         ('[stores.file]\nroots = ["/images", "images"]', "stores.file.roots", "'images' is relative"),
         ('[stores.file]\nroots = ["~/images"]', "stores.file.roots", "is relative"),
+        ('[stores.http]\nhosts = ["https://a.example/"]', "stores.http.hosts", "'https://a.example/' is no port"),
+        ('[stores.http]\nhosts = ["a.example."]', "stores.http.hosts", "without a last dot"),
+        ('[stores.http]\nhosts = ["*.127.0.0.1"]', "stores.http.hosts", "no names below it"),
+        ('[stores.http]\nhosts = ["10.1"]', "stores.http.hosts", "four decimal numbers"),
+        ('[stores.http]\nhosts = ["straße.example"]', "stores.http.hosts", "xn--"),
+        ('[stores.http]\nhosts = ["a.*.example"]', "stores.http.hosts", "no host name"),
+        ('[stores.http]\nschemes = ["ftp"]', "stores.http.schemes", "'https' or 'http'"),
+        ('[stores.http]\nallow_networks = ["10.0.0.1/8"]', "stores.http.allow_networks", "no network"),
+        ('[stores.http]\nca_file = "/absent.pem"', "stores.http.ca_file", "no file"),
+        ('[stores.http]\nproxy = "socks5://a:1"', "stores.http.proxy", "no proxy"),
+        ("[stores.http]\nmax_redirects = 21", "stores.http.max_redirects", "at most 20"),
+        ('[stores.http.headers."*.example"]\nA = "b"', "stores.http.headers", "anybody may own"),
+        ('[stores.http.headers."a.example"]\nHost = "b"', "stores.http.headers", "the store's own"),
+        ('[stores.http.headers."a.example"]\nA = 1', "stores.http.headers", "********"),
         ("[model]\nmean = [nan]", "model.mean", "finite number"),
         ("[model]\nstd = [1.0, 1.0, inf]", "model.std", "finite number"),
         ("[model]\ninput_range = [0.0, inf]", "model.input_range", "finite number"),

@@ -40,6 +40,8 @@ class Deadline(threading.local):
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._monotonic_s = monotonic_s
         self._until_s = 0.0
+        self.dialled = 0
+        """How often this thread's fetches needed a new connection."""
 
     @contextmanager
     def of(self, seconds: float) -> Iterator[None]:
@@ -113,6 +115,7 @@ def system_connect(address: str, port: int, timeout_s: float) -> socket.socket:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.settimeout(timeout_s)
         connected.connect((address, port))
+        connected.settimeout(DEADLINE.left_s())  # for a TLS handshake, as a whole
     except BaseException:
         connected.close()
         raise
@@ -144,6 +147,7 @@ class Dialer:
             ImageNotFound: there is no such name, and the settings allow it only by a wild card.
             StoreUnavailable: the name cannot be looked up now, or none of its addresses answers.
         """
+        DEADLINE.dialled += 1
         if self.proxy is not None:
             host, port = self.proxy
             return self._connect_to_one(host, port, _lookup(self.resolve, host, port))
@@ -173,12 +177,9 @@ class Dialer:
         failure: OSError | None = None
         for address in addresses:
             try:
-                opened = self.connect(address, port, min(self.connect_timeout_s, DEADLINE.left_s()))
-                opened.settimeout(DEADLINE.left_s())
+                return self.connect(address, port, min(self.connect_timeout_s, DEADLINE.left_s()))
             except OSError as error:
                 failure = error
-                continue
-            return opened
         why = "no address" if failure is None else failure.strerror or "no connection in time"
         raise StoreUnavailable(f"{said}: cannot be connected to ({why})")
 

@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import ssl
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -191,18 +192,7 @@ class HttpStore:
         if self._proxy is not None and place.scheme == "http":
             target = place.origin + target
         with self._hosts.turn(place.origin, DEADLINE.left_s(), lambda: self._pool(place, entry)) as pool:
-            left_s = DEADLINE.left_s()
-            response = pool.urlopen(
-                "GET",
-                target,
-                headers=headers,
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                preload_content=False,
-                decode_content=False,
-                timeout=urllib3.Timeout(connect=left_s, read=left_s),
-            )
+            response = _request(pool, target, headers)
             try:
                 answer = self._read(response, said, max_bytes)
                 _drain(response)
@@ -241,6 +231,27 @@ class HttpStore:
         return HttpPool(place.host, place.port, **options)
 
 
+def _request(pool: HTTPConnectionPool, target: str, headers: HTTPHeaderDict) -> urllib3.BaseHTTPResponse:
+    """The head of the answer. A kept connection may be closed in the moment in which it is used: then the next one."""
+    while True:
+        dialled, left_s = DEADLINE.dialled, DEADLINE.left_s()
+        try:
+            return pool.urlopen(
+                "GET",
+                target,
+                headers=headers,
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                preload_content=False,
+                decode_content=False,
+                timeout=urllib3.Timeout(connect=left_s, read=left_s),
+            )
+        except urllib3.exceptions.ProtocolError:
+            if DEADLINE.dialled != dialled:
+                raise
+
+
 def _body(response: urllib3.BaseHTTPResponse, said: str, max_bytes: int) -> bytes:
     """All of it, at most `max_bytes`. What `Content-Length` says is believed where it says too much, and no further."""
     promised = response.headers.get("Content-Length", "")
@@ -253,6 +264,9 @@ def _body(response: urllib3.BaseHTTPResponse, said: str, max_bytes: int) -> byte
         left -= len(piece)
     if left <= 0:
         raise _too_large(said, max_bytes)
+    if not pieces and not promised:
+        # What is cut off in its headers looks like an answer without a length.
+        raise StoreUnavailable(f"{said}: the server broke off before the image")
     return b"".join(pieces)
 
 
@@ -273,6 +287,8 @@ def _drain(response: urllib3.BaseHTTPResponse) -> None:
 
 def _translate(error: Exception, said: str) -> NoReturn:
     """Anything of the network, as an error of ours. Without its own text, which may have the query in it."""
+    # Where the library fails while it makes the response, the frames alone hold the connection: closed at once.
+    traceback.clear_frames(error.__traceback__)
     verification = _verification_of(error)
     if verification is not None:
         reason = verification.verify_message or "not valid"
