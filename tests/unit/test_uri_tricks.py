@@ -18,8 +18,11 @@ from tests.uri_tricks import ALLOWED, NAMES, SPELLINGS
 class Watched:
     """An http(s) store whose names lead where `addresses` says, and whose connections are counted and refused."""
 
-    def __init__(self, hosts: Sequence[str], *, addresses: dict[str, list[str]] | None = None) -> None:
+    def __init__(
+        self, hosts: Sequence[str], *, addresses: dict[str, list[str]] | None = None, otherwise: str = "127.0.0.1"
+    ) -> None:
         self.addresses = addresses or {}
+        self.otherwise = otherwise
         self.looked_up: list[str] = []
         self.connected: list[tuple[str, int]] = []
         self.store = HttpStore(hosts, schemes=["https", "http"], resolve=self._resolve, connect=self._connect)
@@ -32,7 +35,7 @@ class Watched:
 
     def _resolve(self, host: str, _port: int) -> list[str]:
         self.looked_up.append(host)
-        return self.addresses.get(host, ["127.0.0.1"])
+        return self.addresses.get(host, [self.otherwise])
 
     def _connect(self, address: str, port: int, _timeout_s: float) -> socket.socket:
         self.connected.append((address, port))
@@ -141,9 +144,7 @@ def test_public_addresses_and_those_that_an_operator_names_are_connected_to(addr
     ],
 )
 def test_the_allow_list_means_what_it_says(hosts: list[str], uri: str, connected: int | None) -> None:
-    watched = Watched(hosts)
-    watched._resolve = lambda host, port: ["1.1.1.1"]  # type: ignore[method-assign]
-    watched.store = HttpStore(hosts, schemes=["https", "http"], resolve=watched._resolve, connect=watched._connect)
+    watched = Watched(hosts, otherwise="1.1.1.1")
     with pytest.raises(ReferenceRefused if connected is None else StoreUnavailable) as caught:
         watched.fetch(uri)
     assert [port for _, port in watched.connected] == ([] if connected is None else [connected])
