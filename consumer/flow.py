@@ -351,6 +351,7 @@ class Flow:
         self._enter_decode_pool()
         fetched = FetchedImage(job, stored.body, fetch_ms=(now_s - started_s) * 1000, version=stored.version)
         self._decode_pool.submit(self._guard, self._receive, fetched, "fetch")
+        self._fetch_next(attempt.store)
 
     def _stored(self, store: ImageStore, job: ImageJob, uri: str) -> tuple[StoredImage, Answer]:
         def fetch() -> StoredImage:
@@ -377,6 +378,8 @@ class Flow:
             self._reject(delivery, letter, "fetch", attempt.job.image_id)
         elif not delivery.lease.wants_new_work:
             self.abandon_ended()  # it came back after the others of its lease were let go of
+        if not isinstance(error, StoreBusy):
+            self._fetch_next(attempt.store)
 
     def _served(self, attempt: Attempt, now_s: float) -> None:
         with self._retries_lock:
@@ -390,6 +393,14 @@ class Flow:
             known = self._retries.down_stores()
             self._retries.left(attempt)
             self._tell_stores_forgotten(known)
+        self._fetch_next(attempt.store)
+
+    def _fetch_next(self, store: str) -> None:
+        """There is room at this store again: for one that found none."""
+        with self._retries_lock:
+            attempt = self._retries.next_crowded(store)
+        if attempt is not None:
+            self._fetch_pool.submit(self._guard, self._fetch, attempt)
 
     def _tell_stores_forgotten(self, known: Mapping[str, float]) -> None:
         for store in known.keys() - self._retries.down_stores().keys():

@@ -211,10 +211,12 @@ class ImageStore(Protocol):
         """The image's bytes and their version, at most `max_bytes` of them, within `deadline_s` seconds in all.
 
         Raises:
-            ReferenceRefused: the settings do not allow this URI. Decided before anything is opened.
+            ReferenceRefused: the settings do not allow this URI. Decided before anything is opened; where a server
+                redirects, before anything is opened there.
             ImageNotFound: the store answers, and has no such image.
             ImageTooLarge: it has more than `max_bytes`; no more than that was read.
-            StoreUnavailable: anything that may be better later. Never raises another type.
+            StoreUnavailable: anything that may be better later; `StoreBusy` where the store's own bounds leave no room
+                now, which is no failed attempt. Never raises another type.
         """
         ...
 

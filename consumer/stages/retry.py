@@ -18,7 +18,7 @@ from consumer.messages import ImageJob
 _PASSED_OVER = 2
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Attempt:
     """One image's tries at its store."""
 
@@ -41,6 +41,8 @@ class _Store:
     failed_probes: int = 0
     """Since it was presumed down."""
     parked: list[Attempt] = field(default_factory=list)
+    crowded: list[Attempt] = field(default_factory=list)
+    """Those that our own bounds left no room for, oldest first. They are in the waiting room, too."""
 
 
 class Retries:
@@ -101,7 +103,7 @@ class Retries:
         """The store could not serve this one now. None: it is kept and will be due; otherwise its dead letter."""
         store = self._stores.setdefault(attempt.store, _Store())
         if isinstance(error, StoreBusy):
-            self._wait(attempt, now_s + self._backoff_s(attempt.tries + 1, error))
+            self._crowd_out(store, attempt, error, now_s)
             return None
         attempt.tries += 1
         if store.down_since_s is not None:
@@ -116,6 +118,16 @@ class Retries:
         self._probe_or_park(store, attempt, error, now_s)
         return None
 
+    def next_crowded(self, name: str) -> Attempt | None:
+        """One to try now that another of its store is over, and there is room again; None where none waits for that."""
+        store = self._stores.get(name)
+        if store is None or not store.crowded or store.down_since_s is not None:
+            return None
+        attempt = store.crowded.pop(0)
+        self._waiting = [entry for entry in self._waiting if entry[2] is not attempt]
+        heapq.heapify(self._waiting)
+        return attempt
+
     def left(self, attempt: Attempt) -> None:
         """It is over, and not by `succeeded` or `failed`: a dead letter, abandoned. A probe hands over to the next
         oldest; else nobody would ever ask its store again."""
@@ -129,6 +141,8 @@ class Retries:
         while self._waiting and self._waiting[0][0] <= now_s:
             attempt = heapq.heappop(self._waiting)[2]
             store = self._stores[attempt.store]
+            if attempt in store.crowded:
+                store.crowded.remove(attempt)
             if store.down_since_s is None or attempt is store.probe:
                 ready.append(attempt)
             else:
@@ -144,9 +158,18 @@ class Retries:
         for store in self._stores.values():
             gone += [attempt for attempt in store.parked if unwanted(attempt.job)]
             store.parked = [attempt for attempt in store.parked if not unwanted(attempt.job)]
+            store.crowded = [attempt for attempt in store.crowded if not unwanted(attempt.job)]
             if store.probe is not None and unwanted(store.probe.job):
                 self._next_probe(store)
         return gone
+
+    def _crowd_out(self, store: _Store, attempt: Attempt, error: StoreBusy, now_s: float) -> None:
+        if error.retry_after_s is not None:
+            self._wait(attempt, now_s + self._backoff_s(1, error))
+            return
+        # Whoever takes the room up calls the next one. The time is only for when he did so just before this one came.
+        store.crowded.append(attempt)
+        self._wait(attempt, now_s + self._dice() * self._max_s)
 
     def _probe_or_park(self, store: _Store, attempt: Attempt, error: Retryable, now_s: float) -> None:
         probe = store.probe

@@ -21,6 +21,7 @@ from consumer.errors import (
     ProcessingFailed,
     ReferenceRefused,
     RuntimeStuck,
+    StoreBusy,
     StoreFailed,
 )
 from consumer.flow import Flow
@@ -311,6 +312,24 @@ def test_a_store_that_fails_for_a_moment_costs_nothing(rig: Rig) -> None:
     rig.wait(lambda: len(rig.store.fetched) >= 1 and rig.waiting(sent), "a failed attempt")
     rig.store.available = True
     assert _class(rig.of(sent)) == 1
+
+
+def test_images_that_find_no_room_at_their_store_are_fetched_one_after_the_other(rig: Rig) -> None:
+    room = threading.Semaphore(1)
+    serve = rig.store.fetch
+
+    def fetch(uri: str, **bounds: Any) -> StoredImage:
+        if not room.acquire(blocking=False):
+            raise StoreBusy("no room")
+        try:
+            return serve(uri, **bounds)
+        finally:
+            room.release()
+
+    rig.store.fetch = fetch  # type: ignore[method-assign]
+    rig.submit(*(rig.put(f"{number}", b"7") for number in range(50)))
+    assert {type(outcome) for outcome in rig.outcome(50)} == {Labelled}
+    assert rig.metrics.registry.get_sample_value("ouzel_retries_total", {"stage": "fetch"}) in {None, 0.0}
 
 
 def test_an_image_that_fails_while_its_store_serves_others_is_a_letter(rig: Rig) -> None:

@@ -82,12 +82,33 @@ def test_an_image_that_our_own_bounds_keep_waiting_has_not_failed() -> None:
     room.retries.succeeded(room.attempt(1), 0.5)
     attempt = room.attempt()
     for n in range(100):
-        assert room.retries.failed(attempt, StoreBusy("no room"), float(n)) is None
-        assert room.retries.due(n + 0.99) == [attempt]
+        assert room.retries.failed(attempt, StoreBusy("no room"), 2.0 * n) is None
+        assert room.retries.due(2.0 * n + 1.0) == [attempt]
     assert room.retries.down_stores() == {}
-    probe = room.take_down(first_s=200.0)
-    assert room.retries.failed(attempt, StoreBusy("no room"), 201.0) is None
+    probe = room.take_down(first_s=300.0)
+    assert room.retries.failed(attempt, StoreBusy("no room"), 301.0) is None
+    assert room.retries.next_crowded(STORE) is None
     assert room.retries.due(1e9) == [probe]
+
+
+def test_whoever_found_no_room_is_called_in_turn_when_there_is_some() -> None:
+    room = _Room()
+    crowded = [room.attempt(number) for number in range(3)]
+    for attempt in crowded:
+        room.retries.failed(attempt, StoreBusy("no room"), 0.0)
+    room.retries.failed(room.attempt(4, store="fake://other"), StoreBusy("no room"), 0.0)
+    assert [room.retries.next_crowded(STORE) for _ in range(4)] == [*crowded, None]
+    assert [attempt.store for attempt in room.retries.due(1e9)] == ["fake://other"]  # each is called once
+    assert room.retries.next_crowded("fake://never-seen") is None
+
+
+def test_who_is_to_come_at_a_time_is_not_called_before() -> None:
+    room = _Room(dice=0.0)
+    attempt = room.attempt()
+    room.retries.failed(attempt, StoreBusy("too many a second", retry_after_s=2.0), 0.0)
+    assert room.retries.next_crowded(STORE) is None
+    assert room.retries.due(1.9) == []
+    assert room.retries.due(2.0) == [attempt]
 
 
 def test_a_store_that_served_another_meanwhile_makes_it_a_letter() -> None:
@@ -271,9 +292,16 @@ class _EveryAttemptIsSomewhere(RuleBasedStateMachine):
             self.out.append(attempt)
 
     @precondition(lambda self: self.out)
-    @rule(which=st.integers(0, 10), how=st.sampled_from(["succeeds", "fails", "fails", "fails", "leaves"]))
+    @rule(
+        which=st.integers(0, 10),
+        how=st.sampled_from(["succeeds", *["fails"] * 3, "leaves", *["no room"] * 2]),
+    )
     def comes_back(self, which: int, how: str) -> None:
         attempt = self.out.pop(which % len(self.out))
+        if how == "no room":
+            assert self.room.retries.failed(attempt, StoreBusy("no room"), self.now_s) is None
+            self.kept.append(attempt)
+            return
         if how == "leaves":
             self.room.retries.left(attempt)
         elif how == "succeeds":
@@ -281,6 +309,11 @@ class _EveryAttemptIsSomewhere(RuleBasedStateMachine):
             assert attempt.store not in self.room.retries.down_stores()
         elif self.room.retries.failed(attempt, ERROR, self.now_s) is None:
             self.kept.append(attempt)
+        following = self.room.retries.next_crowded(attempt.store)
+        if following is not None:
+            assert following.store == attempt.store
+            self.kept.remove(following)
+            self.out.append(following)
 
     @rule(odd=st.booleans())
     def some_are_not_wanted(self, odd: bool) -> None:
