@@ -351,7 +351,6 @@ class Flow:
         self._enter_decode_pool()
         fetched = FetchedImage(job, stored.body, fetch_ms=(now_s - started_s) * 1000, version=stored.version)
         self._decode_pool.submit(self._guard, self._receive, fetched, "fetch")
-        self._fetch_next(attempt.store)
 
     def _stored(self, store: ImageStore, job: ImageJob, uri: str) -> tuple[StoredImage, Answer]:
         def fetch() -> StoredImage:
@@ -386,6 +385,7 @@ class Flow:
             back = self._retries.succeeded(attempt, now_s)
         if back:
             self._observer.store_back(attempt.store)
+        self._fetch_next(attempt.store)
 
     def _end_attempt(self, attempt: Attempt) -> None:
         """It is over without the store having served it or failed to."""
