@@ -55,6 +55,11 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, tit
         for row in rows:
             print_json(row)
         return
+    print_table(rows, columns, title=title)
+
+
+def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, title: str = "") -> None:
+    """Rows as a table, whoever reads."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,5 +1,7 @@
 """librdkafka's errors in our words. None means: not fatal, it may pass."""
 
+from typing import Literal
+
 from confluent_kafka import KafkaError
 
 from consumer.errors import (
@@ -56,6 +58,12 @@ def is_fenced(error: KafkaError) -> bool:
     return error.code() in _FENCED
 
 
+def _denied(error: KafkaError) -> Literal["", "topic", "group"]:
+    if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+        return "group"
+    return "topic" if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED else ""
+
+
 def authentication_error(error: KafkaError) -> NotAuthorized | None:
     """The broker does not believe who we are. librdkafka tells it to `error_cb` alone; calls only time out."""
     if error.code() not in _NOT_AUTHENTICATED:
@@ -76,7 +84,9 @@ def consumer_error(error: KafkaError, topic: str | None) -> Fatal | None:
         where = f" on topic {topic}" if topic else ""
         return NotAuthorized(
             f"the broker refuses us{where}: {error.str()}",
-            remedy="Read on the input topics and on the group is needed; `ouzel doctor` shows which is missing",
+            remedy="`ouzel doctor` shows which right is missing",
+            denied=_denied(error),
+            topic=topic or "",
         )
     if code in _GROUP_REFUSED:
         return SettingsError(
@@ -100,6 +110,8 @@ def delivery_error(error: KafkaError, topic: str) -> Exception:
         return NotAuthorized(
             f"the broker refuses our records on {topic}: {error.str()}",
             remedy=f"Write on {topic} is needed; `ouzel doctor` shows which right is missing",
+            denied=_denied(error),
+            topic=topic,
         )
     if code in _UNKNOWN_TOPIC:
         return TopicMissing(f"topic {topic} does not exist", remedy="ouzel topics create")
