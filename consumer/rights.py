@@ -65,6 +65,7 @@ def _sender(kafka: KafkaSettings) -> Iterator[Right]:
 def _reader(kafka: KafkaSettings) -> Iterator[Right]:
     yield Right("Read", "topic", kafka.output_topic, "label events")
     yield Right("Read", "topic", kafka.dead_letter_topic, "dead letters")
+    yield Right("Read", "topic", replay_marker_topic(kafka.dead_letter_topic), "which letters went back")
 
 
 def _operator(kafka: KafkaSettings) -> Iterator[Right]:
