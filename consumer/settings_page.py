@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumer.errors import SettingsError
-from consumer.kafka_properties import MASK, is_secret
+from consumer.kafka_properties import is_secret
+from consumer.redact import MASK
 
 
 @dataclass(frozen=True, slots=True)

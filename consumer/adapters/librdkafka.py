@@ -122,7 +122,10 @@ def _problems(role: str, properties: dict[str, Any], places: Mapping[str, str]) 
     found: list[str] = []
     while True:
         try:
-            client = {"consumer": Consumer, "producer": Producer, "admin": AdminClient}[role](properties)
+            # With a logger nothing of it is written: `debug` has librdkafka tell its whole configuration.
+            client = {"consumer": Consumer, "producer": Producer, "admin": AdminClient}[role](
+                properties, logger=CLIENT_LOG
+            )
         except KafkaException as error:
             text = error.args[0].str()
         except (AttributeError, TypeError, ValueError) as error:
@@ -142,7 +145,7 @@ def _explained(text: str, name: str, place: str) -> str:
     text = _CREATING.sub("", text)
     if not text.startswith(_UNKNOWN):
         return f"{place}: {text}" if place else text
-    from consumer.adapters.librdkafka_names import NAMES
+    from consumer.librdkafka_names import NAMES
 
     meant = difflib.get_close_matches(name, NAMES, n=1)
     return f"{place}: there is no such property" + (f"; did you mean {meant[0]}?" if meant else "")

@@ -12,7 +12,9 @@ from consumer.errors import NotAuthorized
 _LOOK_S = 3.0
 
 
-def tls_refusal(error: KafkaError, *, servers: str, properties: Mapping[str, Any] | None = None) -> NotAuthorized | None:
+def tls_refusal(
+    error: KafkaError, *, servers: str, properties: Mapping[str, Any] | None = None
+) -> NotAuthorized | None:
     """What an error of a connection means where TLS is the cause, else None.
 
     With `properties`, librdkafka's, one more handshake finds out what is wrong with the broker's certificate. It blocks

@@ -122,9 +122,7 @@ def acls(
     needed = rights(kafka, role.value)
     if output is AclOutput.COMMANDS:
         servers = bootstrap_server or kafka.bootstrap_servers
-        for line in commands(
-            needed, principal, bootstrap_servers=servers, host=host, command_config=command_config
-        ):
+        for line in commands(needed, principal, bootstrap_servers=servers, host=host, command_config=command_config):
             typer.echo(line)
         return
     rows = [

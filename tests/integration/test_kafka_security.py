@@ -206,7 +206,9 @@ def test_without_any_one_of_them_it_ends_with_exit_code_7_and_names_the_right_an
         assert replica.start().wait_exit(60) == NOT_AUTHORIZED
         last = replica.log_lines()[-1]
         assert last["error_class"] == "NotAuthorized"
-        assert f"{acl.operation.name.capitalize()} on {acl.restype.name.lower()} {acl.name} is missing" in last["remedy"]
+        assert (
+            f"{acl.operation.name.capitalize()} on {acl.restype.name.lower()} {acl.name} is missing" in last["remedy"]
+        )
         assert withheld in last["remedy"]
         assert "ouzel topics acls" in last["remedy"]
         apply(secure_broker, withheld)
@@ -382,7 +384,12 @@ def test_no_client_certificate_where_one_is_asked_for(secure_broker: KafkaBroker
 @pytest.mark.parametrize("command", [("doctor",), ("topics", "describe"), ("send", "x.jpg"), ("tail", "--limit", "1")])
 @pytest.mark.parametrize("door", ["expired", "misnamed"])
 def test_commands_say_so_too(
-    secure_broker: KafkaBroker, topics: Topics, tmp_path: Path, door: Door, command: tuple[str, ...], photographs: list[Path]
+    secure_broker: KafkaBroker,
+    topics: Topics,
+    tmp_path: Path,
+    door: Door,
+    command: tuple[str, ...],
+    photographs: list[Path],
 ) -> None:
     words = [str(photographs[0]) if word == "x.jpg" else word for word in command]
     where = environment(secure_broker.door(door), topics, {"OUZEL_KAFKA__REQUEST_TIMEOUT_MS": "3000"})

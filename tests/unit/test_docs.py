@@ -13,9 +13,9 @@ from jsonschema import Draft202012Validator, FormatChecker
 from prometheus_client import CollectorRegistry
 
 from consumer import errors
-from consumer.adapters.librdkafka_names import NAMES
 from consumer.cli import app
 from consumer.kafka_properties import BROKER_SIDE, REFUSED, REFUSED_VALUES
+from consumer.librdkafka_names import NAMES
 from consumer.metrics import Metrics
 from consumer.settings import KEYS, SECRETS_DIR_VARIABLE, SETTINGS_VARIABLE, Settings, load, value_of
 
