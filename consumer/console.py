@@ -30,7 +30,7 @@ def settings_and_sources_from(ctx: typer.Context) -> "tuple[Settings, Provenance
 
         named: Path | None = root.obj
         root.meta[_LOADED] = load_with_sources(named)
-        hide(secret_values(root.meta[_LOADED][0]))
+        hide(secret_values(*root.meta[_LOADED]))
     loaded: tuple[Settings, Provenance] = root.meta[_LOADED]
     return loaded
 

@@ -158,7 +158,7 @@ def _refusal(name: str, value: Property, group_protocol: str) -> str | None:
 
 _SECRET_WORDS = re.compile(
     r"password|passphrase|secret|token|jaas|credential|oauthbearer\.config|kinit\.cmd|(^|[._-])key([._]pem)?$"
-    r"|authorization|cookie|signature"
+    r"|authorization|cookie"
     # A whole table, given as something else than a table.
     r"|^kafka\.(client|consumer|producer|admin)$"
 )

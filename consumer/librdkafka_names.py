@@ -1,4 +1,4 @@
-"""The properties of librdkafka 2.16, read off the library: to guess what a misspelt name meant, and to know that it is one."""
+"""The properties of librdkafka 2.16, read off the library: to know a misspelt name, and what it meant."""
 
 NAMES: tuple[str, ...] = tuple(
     """

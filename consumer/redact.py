@@ -1,6 +1,6 @@
 """What may be said in events, logs and errors. Presigned URLs carry secrets in the query, others in the user-info, and
-`data:` URIs are the image itself; texts of others' making carry `name=value` pairs and log-ins; and some texts quote the
-settings. None of it leaves this process."""
+`data:` URIs are the image itself; texts of others' making carry `name=value` pairs and log-ins; some quote settings.
+None of it leaves this process."""
 
 import re
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ def redact_text(text: str, *, max_bytes: int) -> str:
 # --- what is a secret wherever it stands ----------------------------------------------------------------------------
 
 _SHORTEST_CHARS = 6  # a shorter password would hide half of every text
-_LONGEST_LINE_CHARS = 24
+_SHORTEST_LINE_CHARS = 24
 _known: tuple[str, ...] = ()
 
 _WORDS = r"(?:passw(?:or)?d|passphrase|secret|signature|credential|token|api[_-]?key|access[_-]?key|\bsig|\bjwt)"
@@ -64,15 +64,15 @@ _PRIVATE_KEY = re.compile(
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """From now on `mask_secrets` knows these values, and those of earlier calls; shorter ones than 6 characters are left
-    out, as they would hide half of every text."""
+    """From now on `mask_secrets` knows these values, and those of earlier calls. Shorter ones than 6 characters are
+    left out: they would hide half of every text."""
     global _known  # noqa: PLW0603 - what is secret is so for the whole process
     found = set(_known)
     for secret in secrets:
         found.add(secret.strip())
         # A key in PEM may be quoted with other line ends, or a line at a time.
         found.update(
-            line.strip() for line in secret.splitlines() if len(line) >= _LONGEST_LINE_CHARS and "--" not in line
+            line.strip() for line in secret.splitlines() if len(line) >= _SHORTEST_LINE_CHARS and "--" not in line
         )
     _known = tuple(sorted((each for each in found if len(each) >= _SHORTEST_CHARS), key=len, reverse=True))
 

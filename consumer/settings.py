@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from consumer.kafka_properties import is_secret
 from consumer.settings_checks import conflicts
-from consumer.settings_page import Problem, error_page, validation_problem
+from consumer.settings_page import SECRET_FILE, Problem, error_page, from_secret_file, validation_problem
 from consumer.settings_sources import KeyPath, Layer, catalogue, secret_files, toml_layer, variables_layer
 from consumer.settings_tables import (
     BatchSettings,
@@ -140,7 +140,7 @@ def _layers(path: Path | None, overrides: Mapping[str, Any]) -> list[Layer]:
     secrets = Layer()
     if named_folder or folder.is_dir():
         texts, problems = secret_files(folder)
-        secrets = variables_layer(texts, KEYS, f"secret file {folder}/{{}}".format, not_settings=_not_a_setting)
+        secrets = variables_layer(texts, KEYS, f"{SECRET_FILE}{folder}/{{}}".format, not_settings=_not_a_setting)
         secrets.problems += problems
 
     named_file = os.environ.get(SETTINGS_VARIABLE)
@@ -242,10 +242,11 @@ def default_of(key: str) -> Any:
     return None if len(path) > 2 and KEYS.get(path[:2]) == "properties" else value_of(Settings(), key)
 
 
-def secret_values(settings: Settings) -> Iterator[str]:
-    """Every value that is never to be told: of keys that are called so, and of `SecretStr` wherever one is."""
-    for key in _provenance(settings, {}):
-        yield from _secrets_in(value_of(settings, key), called_so=is_secret(key))
+def secret_values(settings: Settings, sources: Provenance) -> Iterator[str]:
+    """Every value that is never to be told: of keys that are called so, from secret files, and of `SecretStr` wherever
+    one is."""
+    for key, origin in sources.items():
+        yield from _secrets_in(value_of(settings, key), called_so=is_secret(key) or from_secret_file(origin))
 
 
 def _secrets_in(value: Any, *, called_so: bool) -> Iterator[str]:

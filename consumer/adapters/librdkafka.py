@@ -48,6 +48,13 @@ COORDINATOR_AWAY = frozenset(
 _NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
 
 
+def denied_by(error: KafkaError) -> Literal["", "topic", "group"]:
+    """What a right is missing on."""
+    if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+        return "group"
+    return "topic" if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED else ""
+
+
 def in_our_words(
     error: KafkaError | KafkaException,
     *,
@@ -63,22 +70,19 @@ def in_our_words(
     fault: Any = error.args[0] if isinstance(error, KafkaException) and error.args else error
     if not isinstance(fault, KafkaError):
         return Fatal(f"while {doing}: {fault}")
-    code, text = fault.code(), fault.str()
     refusal = tls_refusal(fault, servers=servers, properties=properties)
-    if refusal is not None:
-        return refusal
+    return refusal or _answered(fault, doing, servers, topic)
+
+
+def _answered(fault: KafkaError, doing: str, servers: str, topic: str) -> Fatal:
+    code, text = fault.code(), fault.str()
     if code in _UNAUTHENTICATED:
         remedy = "check security.protocol, sasl.* and ssl.* in [kafka.client] against the broker's listener"
         return NotAuthorized(f"the broker at {servers} refuses who we are, while {doing}: {text}", remedy=remedy)
     if code in _FORBIDDEN:
         remedy = "have the cluster's owner allow it (kafka-acls), or put another user into [kafka.admin]"
-        denied: Literal["", "topic", "group"] = ""
-        if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
-            denied = "group"
-        elif code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            denied = "topic"
         said = f"the broker does not allow us {doing}: {text}"
-        return NotAuthorized(said, remedy=remedy, denied=denied, topic=topic)
+        return NotAuthorized(said, remedy=remedy, denied=denied_by(fault), topic=topic)
     if code in _NO_TOPIC:
         named = f"topic {topic!r} does not exist" if topic else text
         return TopicMissing(f"{named} (while {doing})", remedy="create it: ouzel topics create")

@@ -25,16 +25,16 @@ def tls_refusal(
         # TLS 1.3: the server's judgement of our certificate comes with the first answer (RFC 8446, 4.4.2.4 and 6.2).
         return NotAuthorized(
             f"the broker at {servers} refuses our certificate: {text}",
-            remedy="check ssl.certificate.location and ssl.key.location in [kafka.client]: the certificate must be there, "
-            "be in date, and come from an authority that the broker trusts",
+            remedy="check ssl.certificate.location and ssl.key.location in [kafka.client]: the certificate must be "
+            "there, be in date, and come from an authority that the broker trusts",
         )
     if error.code() != KafkaError._SSL:
         return None
     fault = certificate_fault(servers, properties) if properties is not None else None
     return NotAuthorized(
         f"no TLS with the broker at {servers}: {fault or text}",
-        remedy="its certificate must come from an authority in ssl.ca.location ([kafka.client]), be in date, and name the "
-        "host as kafka.bootstrap_servers and the broker's advertised listeners have it",
+        remedy="its certificate must come from an authority in ssl.ca.location ([kafka.client]), be in date, and name "
+        "the host as kafka.bootstrap_servers and the broker's advertised listeners have it",
     )
 
 

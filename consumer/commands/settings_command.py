@@ -20,6 +20,7 @@ def settings(
     from consumer.kafka_properties import is_secret
     from consumer.redact import MASK
     from consumer.settings import default_of, value_of
+    from consumer.settings_page import from_secret_file
 
     effective, sources = settings_and_sources_from(ctx)
     rows: list[dict[str, Any]] = []
@@ -27,7 +28,9 @@ def settings(
         value = value_of(effective, key)
         if changed and value == default_of(key):
             continue
-        rows.append({"key": key, "value": MASK if is_secret(key) else _shown(value), "from": origin})
+        rows.append(
+            {"key": key, "value": MASK if is_secret(key) or from_secret_file(origin) else _shown(value), "from": origin}
+        )
     if as_json:
         for row in rows:
             print_json(row)

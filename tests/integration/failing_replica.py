@@ -27,7 +27,7 @@ def check_topics(settings: Any, _view: Any) -> NoReturn:
 
 if __name__ == "__main__":
     if os.environ.get("OUZEL_TEST_FAIL_AT") == "start":
-        bootstrap.check_topics = check_topics
+        bootstrap.check_topics = check_topics  # type: ignore[assignment]
     else:
-        Parser.__call__ = parse  # type: ignore[method-assign]
+        Parser.__call__ = parse  # type: ignore[assignment, method-assign]
     main()

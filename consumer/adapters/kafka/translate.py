@@ -1,9 +1,8 @@
 """librdkafka's errors in our words. None means: not fatal, it may pass."""
 
-from typing import Literal
-
 from confluent_kafka import KafkaError
 
+from consumer.adapters.librdkafka import denied_by
 from consumer.errors import (
     EventTooLarge,
     Fatal,
@@ -58,12 +57,6 @@ def is_fenced(error: KafkaError) -> bool:
     return error.code() in _FENCED
 
 
-def _denied(error: KafkaError) -> Literal["", "topic", "group"]:
-    if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-        return "group"
-    return "topic" if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED else ""
-
-
 def authentication_error(error: KafkaError) -> NotAuthorized | None:
     """The broker does not believe who we are. librdkafka tells it to `error_cb` alone; calls only time out."""
     if error.code() not in _NOT_AUTHENTICATED:
@@ -85,7 +78,7 @@ def consumer_error(error: KafkaError, topic: str | None) -> Fatal | None:
         return NotAuthorized(
             f"the broker refuses us{where}: {error.str()}",
             remedy="`ouzel doctor` shows which right is missing",
-            denied=_denied(error),
+            denied=denied_by(error),
             topic=topic or "",
         )
     if code in _GROUP_REFUSED:
@@ -110,7 +103,7 @@ def delivery_error(error: KafkaError, topic: str) -> Exception:
         return NotAuthorized(
             f"the broker refuses our records on {topic}: {error.str()}",
             remedy=f"Write on {topic} is needed; `ouzel doctor` shows which right is missing",
-            denied=_denied(error),
+            denied=denied_by(error),
             topic=topic,
         )
     if code in _UNKNOWN_TOPIC:
