@@ -19,18 +19,26 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tests.processes import free_port
 
-Door = Literal["plaintext", "scram", "mtls", "expired", "misnamed"]
-"""`expired` and `misnamed` are `scram` with a broker's certificate that has run out, or is another host's."""
+Door = Literal["plaintext", "scram", "mtls", "oauth", "expired", "misnamed"]
+"""`oauth` believes whatever token is shown (Kafka's unsecured validator), as there is nobody who signs any. `expired`
+and `misnamed` are `scram` with a broker's certificate that has run out, or is another host's."""
 
 PROTOCOLS: Mapping[Door, str] = {
     "plaintext": "PLAINTEXT",
     "scram": "SASL_SSL",
     "mtls": "SSL",
+    "oauth": "SASL_SSL",
     "expired": "SASL_SSL",
     "misnamed": "SASL_SSL",
 }
-PRINCIPALS: Mapping[Door, str] = {"plaintext": "User:ANONYMOUS", "scram": "User:ouzel", "mtls": "User:ouzel-mtls"}
-"""Who a client is at a door: nobody asks at `plaintext`; `mtls` reads the certificate's common name."""
+PRINCIPALS: Mapping[Door, str] = {
+    "plaintext": "User:ANONYMOUS",
+    "scram": "User:ouzel",
+    "mtls": "User:ouzel-mtls",
+    "oauth": "User:ouzel-oauth",
+}
+"""Who a client is at a door: nobody asks at `plaintext`; `mtls` reads the certificate's common name, `oauth` the
+token's subject."""
 
 _CLIENT = "ouzel.example.org"
 SCRAM_PASSWORD = "scram-secret"
@@ -103,7 +111,13 @@ class Doors:
                 store = stores.get(door, self.certificates.broker)
                 lines[f"listener.name.{door}.ssl.keystore.type"] = "PEM"
                 lines[f"listener.name.{door}.ssl.keystore.location"] = str(store)
-            if protocol == "SASL_SSL":
+            if door == "oauth":
+                lines["listener.name.oauth.sasl.enabled.mechanisms"] = "OAUTHBEARER"
+                lines["listener.name.oauth.oauthbearer.sasl.jaas.config"] = (
+                    "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required"
+                    ' unsecuredLoginStringClaim_sub="nobody";'
+                )
+            elif protocol == "SASL_SSL":
                 lines[f"listener.name.{door}.sasl.enabled.mechanisms"] = "SCRAM-SHA-512"
                 lines[f"listener.name.{door}.scram-sha-512.sasl.jaas.config"] = (
                     "org.apache.kafka.common.security.scram.ScramLoginModule required;"
@@ -117,6 +131,8 @@ class Doors:
             found["ssl.ca.location"] = str(self.certificates.authority)
         if door == "mtls":
             found |= mutual_tls(self.certificates.client)
+        elif door == "oauth":
+            found |= {"sasl.mechanism": "OAUTHBEARER", "sasl.oauthbearer.method": "oidc"}
         elif door != "plaintext":
             found |= {
                 "sasl.mechanism": "SCRAM-SHA-512",

@@ -10,8 +10,14 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
+import time
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
+from urllib.parse import parse_qs
 
 import pytest
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
@@ -168,6 +174,74 @@ def test_a_replica_labels_with_exactly_the_rights_that_are_printed(
     with Replica(cluster, topics) as replica:
         replica.start()
         assert_labels(secure_broker, topics, replica, image)
+
+
+class TokenEndpoint:
+    """An identity provider that knows one client: OAuth 2.0's client credentials grant (RFC 6749, 4.4)."""
+
+    def __init__(self, client_id: str, secret: str) -> None:
+        known = f"Basic {b64encode(f'{client_id}:{secret}'.encode()).decode()}"
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                right = self.headers["Authorization"] == known and form["grant_type"] == ["client_credentials"]
+                now = int(time.time())
+                claims = {"sub": client_id, "iat": now, "exp": now + 3600, "scope": form.get("scope", [""])[0]}
+                token = ".".join(_base64url(json.dumps(part).encode()) for part in ({"alg": "none"}, claims)) + "."
+                answer = {"access_token": token, "expires_in": 3600} if right else {"error": "invalid_client"}
+                body = json.dumps(answer).encode()
+                self.send_response(200 if right else 401)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/token"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _base64url(data: bytes) -> str:
+    return urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _oauth(endpoint: TokenEndpoint, secret: str) -> dict[str, str]:
+    return {
+        "OUZEL_KAFKA__CLIENT__SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL": endpoint.url,
+        "OUZEL_KAFKA__CLIENT__SASL_OAUTHBEARER_CLIENT_ID": "ouzel-oauth",
+        "OUZEL_KAFKA__CLIENT__SASL_OAUTHBEARER_CLIENT_SECRET": secret,
+        "OUZEL_KAFKA__CLIENT__SASL_OAUTHBEARER_SCOPE": "kafka",
+        "OUZEL_KAFKA__REQUEST_TIMEOUT_MS": "5000",
+    }
+
+
+def test_oauthbearer_works_by_settings_alone(secure_broker: KafkaBroker, topics: Topics, image: bytes) -> None:
+    cluster = secure_broker.door("oauth")
+    apply(secure_broker, *printed(cluster, topics, PRINCIPALS["oauth"]))
+    with TokenEndpoint("ouzel-oauth", "client-secret") as endpoint:
+        with Replica(cluster, topics, settings=_oauth(endpoint, "client-secret")) as replica:
+            replica.start()
+            assert_labels(secure_broker, topics, replica, image)
+        with Replica(cluster, topics, settings=_oauth(endpoint, "wrong-secret")) as replica:
+            assert replica.start().wait_exit(60) == NOT_AUTHORIZED
+            last = replica.log_lines()[-1]
+            assert last["error_class"] == "NotAuthorized"
+            assert "OAUTHBEARER token" in last["message"]
+            assert "invalid_client" in last["message"]
+            assert "wrong-secret" not in replica.log_file.read_text()
 
 
 def test_properties_come_from_the_file_and_the_password_from_the_environment(
