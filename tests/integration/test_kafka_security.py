@@ -416,6 +416,22 @@ def test_a_wrong_password(secure_broker: KafkaBroker, topics: Topics) -> None:
     assert "not-the-secret" not in said
 
 
+def test_a_wrong_password_of_the_producer_alone_shows_at_the_first_record(
+    secure_broker: KafkaBroker, topics: Topics, image: bytes
+) -> None:
+    cluster = secure_broker.door("scram")
+    apply(secure_broker, *printed(cluster, topics, "User:ouzel"))
+    send(secure_broker, topics.images, [Record(image)])
+    with Replica(cluster, topics, settings={"OUZEL_KAFKA__PRODUCER__SASL_PASSWORD": "not-the-secret"}) as replica:
+        assert replica.start().wait_exit(60) == NOT_AUTHORIZED
+        assert replica.log_lines()[-1]["error_class"] == "NotAuthorized"
+    with Replica(cluster, topics) as replica:  # nothing was committed past it
+        replica.start().wait_ready()
+        replica.wait_for(
+            lambda: replica.metric("ouzel_images_total", outcome="labelled") == 1, 60, "the image labelled"
+        )
+
+
 def _authority(broker: KafkaBroker, *, right: bool) -> str:
     assert broker.doors is not None
     certificates = broker.doors.certificates
