@@ -7,7 +7,10 @@ BIN    := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo run test check lint format types unit contract integration install install-dev lock image clean
+AUDIT := $(VENV)-audit
+AUDIT_STAMP := $(AUDIT)/.installed
+
+.PHONY: help demo run test check lint format types unit contract integration audit install install-dev lock image clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +61,14 @@ integration: $(DEV_STAMP)
 test: lint types  ## Everything, on a real Apache Kafka fetched by Maven
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests
 
+$(AUDIT_STAMP): requirements-audit.lock
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --require-hashes -r requirements-audit.lock
+	@touch $@
+
+audit: $(DEV_STAMP) $(AUDIT_STAMP)  ## Security rules, vulnerabilities, licences, SBOM; offline: ADVISORIES=DIR
+	$(BIN)/python -m scripts.audit --tools $(AUDIT)/bin $(if $(ADVISORIES),--advisories $(ADVISORIES))
+
 lock:  ## Resolve the lock files anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
 	  pyproject.toml --extra tensorflow --extra demo --group build --output-file requirements.lock
@@ -67,9 +78,11 @@ lock:  ## Resolve the lock files anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
 	  pyproject.toml --extra gpu --extra demo --group build \
 	  --constraints requirements.lock --output-file requirements-gpu.lock
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
+	  --python-version 3.11 --group pyproject.toml:audit --output-file requirements-audit.lock
 
 image:  ## Build the container image and try it (docker, else buildah and debootstrap as root)
 	scripts/build_image.sh
 
 clean:  ## Remove what was built here
-	rm -rf $(VENV) .kafka .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(AUDIT) .kafka .pytest_cache .mypy_cache .ruff_cache build dist

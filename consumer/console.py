@@ -25,10 +25,12 @@ def settings_and_sources_from(ctx: typer.Context) -> "tuple[Settings, Provenance
     """The effective settings, and where each value came from."""
     root = ctx.find_root()
     if _LOADED not in root.meta:
-        from consumer.settings import load_with_sources
+        from consumer.redact import hide
+        from consumer.settings import load_with_sources, secret_values
 
         named: Path | None = root.obj
         root.meta[_LOADED] = load_with_sources(named)
+        hide(secret_values(*root.meta[_LOADED]))
     loaded: tuple[Settings, Provenance] = root.meta[_LOADED]
     return loaded
 
@@ -55,6 +57,11 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, tit
         for row in rows:
             print_json(row)
         return
+    print_table(rows, columns, title=title)
+
+
+def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, title: str = "") -> None:
+    """Rows as a table, whoever reads."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -67,9 +74,23 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, tit
     Console().print(table)
 
 
+def crash(error: Exception) -> NoReturn:
+    """Say where a defect of ours showed, on stderr, without a secret in it, and end with exit code 70."""
+    import traceback
+
+    from consumer.log import redacted
+
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        typer.echo(redacted(line), err=True)
+    typer.secho("error: a defect of Ouzel's: please report it with the lines above", fg="red", err=True)
+    raise SystemExit(Fatal.exit_code)
+
+
 def fail(error: OuzelError) -> NoReturn:
     """Say what is wrong and what to do, on stderr, and end with the error's exit code."""
-    typer.secho(f"error: {error}", fg="red", err=True)
+    from consumer.redact import mask_secrets
+
+    typer.secho(f"error: {mask_secrets(str(error))}", fg="red", err=True)
     if isinstance(error, Fatal) and error.remedy:
-        typer.echo(f"  fix: {error.remedy}", err=True)
+        typer.echo(f"  fix: {mask_secrets(error.remedy)}", err=True)
     raise SystemExit(error.exit_code if isinstance(error, Fatal) else 1)

@@ -168,9 +168,19 @@ class TopicMissing(Fatal):
 
 
 class NotAuthorized(Fatal):
-    """The broker refuses who we are, or what we may do."""
+    """The broker refuses who we are, or what we may do; or one of us does not trust the other's certificate.
+
+    `denied` is the resource that a right is missing on, where the broker says so, and `topic` which topic it is.
+    """
 
     exit_code = 7
+
+    def __init__(
+        self, message: str, *, remedy: str = "", denied: Literal["", "topic", "group"] = "", topic: str = ""
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.denied = denied
+        self.topic = topic
 
 
 class OutputRefused(Fatal):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from consumer.librdkafka_names import NAMES
 from consumer.settings_tables import KafkaSettings, Property, RawProperties
 
 Role = Literal["consumer", "producer", "admin"]
@@ -155,14 +156,14 @@ def _refusal(name: str, value: Property, group_protocol: str) -> str | None:
 
 # --- secrets --------------------------------------------------------------------------------------------------------
 
-MASK = "********"
-
 _SECRET_WORDS = re.compile(
-    r"password|passphrase|secret|token|jaas|credential|oauthbearer\.config|(^|[._])key([._]pem)?$"
+    r"password|passphrase|secret|token|jaas|credential|oauthbearer\.config|kinit\.cmd|(^|[._-])key([._]pem)?$"
+    r"|authorization|cookie"
     # A whole table, given as something else than a table.
     r"|^kafka\.(client|consumer|producer|admin)$"
     r"|^stores\.http\.(headers|proxy)(\.|$)"
 )
+_PROPERTY = re.compile(r"kafka\.(client|consumer|producer|admin)\.")
 _PUBLIC = frozenset(
     {
         "sasl.oauthbearer.token.endpoint.url",
@@ -175,7 +176,11 @@ _PUBLIC = frozenset(
 def is_secret(name: str) -> bool:
     """Whether the value of this key, a librdkafka property or any other, is never to be shown."""
     lowered = name.lower()
-    return _SECRET_WORDS.search(lowered) is not None and not any(lowered.endswith(public) for public in _PUBLIC)
+    if any(lowered.endswith(public) for public in _PUBLIC):
+        return False
+    table = _PROPERTY.match(lowered)
+    # Of a property that librdkafka does not have nobody knows whether it is a misspelt password.
+    return _SECRET_WORDS.search(lowered) is not None or (table is not None and lowered[table.end() :] not in NAMES)
 
 
 # --- what clients are opened with -----------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ import orjson
 from loguru import logger
 
 from consumer.errors import SettingsError
-from consumer.kafka_properties import MASK, is_secret
+from consumer.kafka_properties import is_secret
+from consumer.redact import MASK, mask_secrets, redact_uri
 
 if TYPE_CHECKING:
     from loguru import Logger, Message, Record
@@ -67,22 +68,35 @@ def configure(log: "LogSettings", *, stream: TextIO | None = None) -> None:
 
 # --- one line -------------------------------------------------------------------------------------------------------
 
-_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE)
-_USER_INFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"<>]+@", re.IGNORECASE)
+_URI = re.compile(r"\b[a-z][a-z0-9+.-]{0,31}://[^\s'\"<>]*", re.IGNORECASE)
 _LONGEST_CHARS = 8_000
 _INLINE = re.compile(r"\bdata:([\w.+/-]*)[;,][^\s'\"<>]*", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
-    """The text without inline data and without its URIs' queries and user-info: a presigned URL is a password."""
+    """The text without inline data, without its URIs' queries and user-info (a presigned URL is a password), and
+    without what `redact.mask_secrets` knows for a secret."""
     if not text.isascii():
         # A lone surrogate has no UTF-8, and no line is lost for it.
         text = text.encode("utf-8", "replace").decode()
-    if len(text) > _LONGEST_CHARS:
-        text = text[:_LONGEST_CHARS] + " ..."
-    if "://" in text:
-        text = _USER_INFO.sub(rf"\1{MASK}@", _QUERY.sub(rf"\1?{MASK}", text))
-    return _INLINE.sub(rf"data:\1,{MASK}", text) if "data:" in text else text
+    # A secret that the cut goes through would not be known again: what is judged is longer than what is shown.
+    shown, long = text[: 2 * _LONGEST_CHARS], len(text) > _LONGEST_CHARS
+    if "://" in shown:
+        shown = _URI.sub(_marked, shown)
+    shown = _INLINE.sub(rf"data:\1,{MASK}", shown) if "data:" in shown else shown
+    shown = mask_secrets(shown)
+    return f"{shown[:_LONGEST_CHARS]} ..." if long else shown
+
+
+def _marked(match: "re.Match[str]") -> str:
+    """A URI with marks where something was cut."""
+    uri = match[0]
+    safe, head = redact_uri(uri), re.split(r"[?#]", uri, maxsplit=1)[0]
+    if safe.endswith("://"):
+        return safe + MASK  # not to be told apart from a password
+    if "@" in head.partition("://")[2].partition("/")[0]:
+        safe = safe.replace("://", f"://{MASK}@", 1)
+    return safe if head == uri else f"{safe}?{MASK}"
 
 
 def _redact(record: "Record") -> None:
@@ -171,7 +185,15 @@ class _ToLoguru(logging.Handler):
         said.log(level, "{}", record.getMessage())
 
 
+def _log_of_thread(crash: threading.ExceptHookArgs) -> None:
+    """Python would print a traceback to stderr as it is."""
+    name = crash.thread.name if crash.thread is not None else "a thread"
+    about = logger.opt(exception=(crash.exc_type, crash.exc_value or crash.exc_type(), crash.exc_traceback))
+    about.error("{} ended by an exception", name)
+
+
 def _intercept_standard_logging() -> None:
+    threading.excepthook = _log_of_thread
     logging.basicConfig(handlers=[_ToLoguru()], level=logging.INFO, force=True)
     logging.captureWarnings(True)
     # One line per place, as Python does by itself.

@@ -18,3 +18,8 @@ MEDIA_TYPES: Mapping[str, str] = {
 def replay_marker_topic(dead_letter_topic: str) -> str:
     """The compacted topic where `ouzel dlq replay` notes which letters went back."""
     return f"{dead_letter_topic}.replayed"
+
+
+def replay_transactional_id(dead_letter_topic: str) -> str:
+    """The transactional id of `ouzel dlq replay`, which lets one replay of the topic at a time commit."""
+    return f"ouzel-dlq-replay-{dead_letter_topic}"

@@ -1,7 +1,12 @@
-"""What may be said of a URI in events, logs and errors: presigned URLs carry secrets in the query, others in the
-user-info, and `data:` URIs are the image itself. None of it leaves this process."""
+"""What may be said in events, logs and errors. Presigned URLs carry secrets in the query, others in the user-info, and
+`data:` URIs are the image itself; texts of others' making carry `name=value` pairs and log-ins; some quote settings.
+None of it leaves this process."""
 
 import re
+from collections.abc import Iterable
+
+MASK = "********"
+"""Stands for what is not told."""
 
 _FIRST_CUT_CHARS = 64 * 1024
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]{0,31}"
@@ -32,7 +37,57 @@ def redact_text(text: str, *, max_bytes: int) -> str:
         half = _FIRST_CUT_CHARS // 2
         head, tail = text[:half], text[-half:]
         text = f"{_without_last_word(head)} ... {_without_first_word(tail)}"
-    return cut_text(_URI_IN_TEXT.sub(lambda match: redact_uri(match[0]), text), max_bytes=max_bytes)
+    text = _URI_IN_TEXT.sub(lambda match: redact_uri(match[0]), text)
+    return cut_text(mask_secrets(text), max_bytes=max_bytes)
+
+
+# --- what is a secret wherever it stands ----------------------------------------------------------------------------
+
+_SHORTEST_CHARS = 6  # a shorter password would hide half of every text
+_SHORTEST_LINE_CHARS = 24
+_known: tuple[str, ...] = ()
+
+_WORDS = r"(?:passw(?:or)?d|passphrase|secret|signature|credential|token|api[_-]?key|access[_-]?key|\bsig|\bjwt)"
+# Every quantifier is bounded, or its match is used up: hostile text takes linear time.
+_PAIR = re.compile(rf"({_WORDS}[\w.-]{{0,64}}=)[^\s&'\"<>,;]+", re.IGNORECASE)
+_QUOTED = re.compile(
+    rf"""({_WORDS}[\w.-]{{0,64}}\\?["']\s{{0,8}}:\s{{0,8}}\\?)("(?:[^"\\]|\\[^"])*|'(?:[^'\\]|\\[^'])*)""",
+    re.IGNORECASE,
+)
+_LOG_IN = re.compile(
+    r"((?:\bauthorization|\bcookie)\\?[\"']?\s{0,8}[:=]\s{0,8}(?:b(?=['\"]))?\\?[\"']?)[^\r\n\"']+", re.IGNORECASE
+)
+_BEARER = re.compile(r"(\bbearer\s{1,8})[\w.~+/=-]{8,}", re.IGNORECASE)
+_PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----).*?(?:-----END [A-Z0-9 ]{0,40}-----|\Z)", re.DOTALL
+)
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """From now on `mask_secrets` knows these values, and those of earlier calls. Shorter ones than 6 characters are
+    left out: they would hide half of every text."""
+    global _known  # noqa: PLW0603 - what is secret is so for the whole process
+    found = set(_known)
+    for secret in secrets:
+        found.add(secret.strip())
+        # A key in PEM may be quoted with other line ends, or a line at a time.
+        found.update(
+            line.strip() for line in secret.splitlines() if len(line) >= _SHORTEST_LINE_CHARS and "--" not in line
+        )
+    _known = tuple(sorted((each for each in found if len(each) >= _SHORTEST_CHARS), key=len, reverse=True))
+
+
+def mask_secrets(text: str) -> str:
+    """The text without the values that `hide` was told, without values that are called a password, signature or token,
+    and without private keys. URIs are the business of the other functions here."""
+    for secret in _known:
+        if secret in text:
+            text = text.replace(secret, MASK)
+    text = _PRIVATE_KEY.sub(rf"\1{MASK}", text) if "PRIVATE KEY" in text else text
+    text = _LOG_IN.sub(rf"\1{MASK}", text)
+    text = _BEARER.sub(rf"\1{MASK}", text)
+    text = _QUOTED.sub(lambda match: f"{match[1]}{match[2][0]}{MASK}", text)
+    return _PAIR.sub(rf"\1{MASK}", text)
 
 
 def cut_text(text: str, *, max_bytes: int) -> str:

@@ -1,17 +1,18 @@
 """The settings, from where they come to one validated whole. The only reader of the environment and settings.toml."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
-from pydantic import ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from consumer.kafka_properties import is_secret
 from consumer.settings_checks import conflicts
-from consumer.settings_page import Problem, error_page, validation_problem
+from consumer.settings_page import SECRET_FILE, Problem, error_page, from_secret_file, validation_problem
 from consumer.settings_sources import KeyPath, Layer, catalogue, secret_files, toml_layer, variables_layer
 from consumer.settings_tables import (
     BatchSettings,
@@ -65,6 +66,7 @@ __all__ = [
     "default_of",
     "load",
     "load_with_sources",
+    "secret_values",
     "value_of",
 ]
 
@@ -140,7 +142,7 @@ def _layers(path: Path | None, overrides: Mapping[str, Any]) -> list[Layer]:
     secrets = Layer()
     if named_folder or folder.is_dir():
         texts, problems = secret_files(folder)
-        secrets = variables_layer(texts, KEYS, f"secret file {folder}/{{}}".format, not_settings=_not_a_setting)
+        secrets = variables_layer(texts, KEYS, f"{SECRET_FILE}{folder}/{{}}".format, not_settings=_not_a_setting)
         secrets.problems += problems
 
     named_file = os.environ.get(SETTINGS_VARIABLE)
@@ -240,6 +242,28 @@ def default_of(key: str) -> Any:
     """The default at a dotted key; None for a librdkafka property, which has none of ours."""
     path = _key_path(key)
     return None if len(path) > 2 and KEYS.get(path[:2]) == "properties" else value_of(Settings(), key)
+
+
+def secret_values(settings: Settings, sources: Provenance) -> Iterator[str]:
+    """Every value that is never to be told: of keys that are called so, from secret files, and of `SecretStr` wherever
+    one is."""
+    for key, origin in sources.items():
+        yield from _secrets_in(value_of(settings, key), called_so=is_secret(key) or from_secret_file(origin))
+
+
+def _secrets_in(value: Any, *, called_so: bool) -> Iterator[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _secrets_in(each, called_so=called_so or is_secret(str(name)))
+    elif isinstance(value, BaseModel):
+        yield from _secrets_in(dict(value), called_so=called_so)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _secrets_in(each, called_so=called_so)
+    elif called_so and isinstance(value, str):
+        yield value
 
 
 def value_of(settings: Settings, key: str) -> Any:

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumer.errors import SettingsError
-from consumer.kafka_properties import MASK, is_secret
+from consumer.kafka_properties import is_secret
+from consumer.redact import MASK
+
+SECRET_FILE = "secret file "  # noqa: S105 - an origin
+"""How the origin of a value from the folder of secrets begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,11 @@ def error_page(problems: Iterable[Problem]) -> SettingsError:
             lines.append(f"    fix:  {problem.fix}")
         blocks.append("\n".join(lines))
     return SettingsError("\n\n".join(blocks))
+
+
+def from_secret_file(origin: str) -> bool:
+    """Whether a value came from the folder of secrets: then it is one, whatever its key."""
+    return origin.startswith(SECRET_FILE)
 
 
 def shown(key: str, value: Any) -> str:
@@ -76,7 +85,8 @@ def validation_problem(error: Mapping[str, Any], key: str, origin: str, known: I
         meant = near_key(key, known)
         fix = f"did you mean {meant}?" if meant else "delete it; `ouzel settings` lists the keys there are"
         return Problem(key, "there is no such setting", fix, origin)
-    wrong = f"{shown(key, error.get('input'))} will not do: {str(error['msg'])[:1].lower()}{str(error['msg'])[1:]}"
+    value = MASK if from_secret_file(origin) else shown(key, error.get("input"))
+    wrong = f"{value} will not do: {str(error['msg'])[:1].lower()}{str(error['msg'])[1:]}"
     return Problem(key, wrong, _fix(key, kind, facts), origin)
 
 

@@ -16,9 +16,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from consumer.kafka_properties import PROPERTY_TABLES
+from consumer.librdkafka_names import NAMES
 from consumer.settings_page import Problem, near
 
 PREFIX = "OUZEL_"
+_FILE = "_FILE"
 NESTING = "__"
 
 Kind = Literal["section", "properties", "list", "mapping", "value"]
@@ -174,7 +176,10 @@ def _path(name: str, keys: Mapping[KeyPath, Kind]) -> KeyPath | None:
     if path in keys:
         return path
     if len(path) == 3 and path[2] and keys.get(path[:2]) == "properties":
-        return (*path[:2], path[2].replace("_", "."))
+        property_name = path[2].replace("_", ".")
+        # PASSWORD_FILE is how some images name a file with the value in it; librdkafka's own ..._FILE are properties.
+        if not property_name.endswith(".file") or property_name in NAMES:
+            return (*path[:2], property_name)
     return None
 
 
@@ -206,7 +211,10 @@ def _json(text: str, what: str) -> Any:
 
 def _unknown_variable(name: str, upper: str, keys: Mapping[KeyPath, Kind], origin: str) -> Problem:
     meant = _near_variable(upper, keys)
-    if meant:
+    if upper.endswith(_FILE) and _path(upper.removesuffix(_FILE), keys) is not None:
+        named = upper.removesuffix(_FILE)
+        fix = f"put the file under the name {named} into the folder that OUZEL_SECRETS_DIR names, else /run/secrets"
+    elif meant:
         fix = f"did you mean {meant}?"
     else:
         fix = "unset it; `ouzel settings` lists the keys there are: table.key is OUZEL_TABLE__KEY, two underscores"
@@ -229,17 +237,24 @@ def variable_name(path: KeyPath) -> str:
 
 
 def secret_files(folder: Path) -> tuple[dict[str, str], list[Problem]]:
-    """Files named like variables (`OUZEL_KAFKA__CLIENT__SASL_PASSWORD`), as Docker and Kubernetes mount secrets."""
+    """Files named like variables (`OUZEL_KAFKA__CLIENT__SASL_PASSWORD`), as Docker and Kubernetes mount secrets.
+
+    Line ends after the text are cut off. What others keep there under names of their own is left alone.
+    """
     texts: dict[str, str] = {}
     problems: list[Problem] = []
     try:
-        files = sorted(path for path in folder.iterdir() if path.name.upper().startswith(PREFIX) and path.is_file())
+        files = sorted(path for path in folder.iterdir() if path.name.upper().startswith(PREFIX))
     except OSError as error:
         fix = "name a folder that this user may read"
         return texts, [Problem(str(folder), f"the folder of secrets cannot be read: {error.strerror}", fix)]
     for path in files:
         try:
             texts[path.name] = path.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError):
-            problems.append(Problem(str(path), "the secret cannot be read as text", "mount it readable to this user"))
+        except UnicodeDecodeError:
+            problems.append(Problem(str(path), "the secret is not UTF-8 text", "store it as text"))
+        except OSError as error:
+            # Docker makes an empty folder where the file to be mounted is missing.
+            wrong = f"the secret cannot be read: {error.strerror}"
+            problems.append(Problem(str(path), wrong, "mount it as a file that this user may read"))
     return texts, problems

@@ -31,6 +31,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from tests.kafka_doors import PROTOCOLS, SCRAM_PASSWORD, Door, Doors
 from tests.processes import free_port, start_process, tail, wait_until
 
 KAFKA_VERSION = "4.4.0"
@@ -67,17 +68,22 @@ _BASE_PROPERTIES = {
     "log.initial.task.delay.ms": "1000",
     "log.cleaner.backoff.ms": "1000",
 }
+_PASSWORDS = (
+    "org.apache.kafka.common.security.plain.PlainLoginModule required"
+    ' username="admin" password="admin-secret" user_admin="admin-secret" user_ouzel="ouzel-secret";'
+)
 _SECURE_PROPERTIES = {
-    "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
-    "sasl.enabled.mechanisms": "PLAIN",
-    "sasl.mechanism.inter.broker.protocol": "PLAIN",
-    "listener.name.client.plain.sasl.jaas.config": (
-        "org.apache.kafka.common.security.plain.PlainLoginModule required"
-        ' username="admin" password="admin-secret" user_admin="admin-secret" user_ouzel="ouzel-secret";'
+    # The node signs in to its own controller too: else it would be ANONYMOUS there, who must be nobody.
+    "listener.security.protocol.map": ",".join(
+        ("CLIENT:SASL_PLAINTEXT", "CONTROLLER:SASL_PLAINTEXT", *(f"{d.upper()}:{p}" for d, p in PROTOCOLS.items()))
     ),
+    "sasl.mechanism.inter.broker.protocol": "PLAIN",
+    "sasl.mechanism.controller.protocol": "PLAIN",
+    "sasl.enabled.mechanisms": "PLAIN",
+    "listener.name.client.plain.sasl.jaas.config": _PASSWORDS,
+    "listener.name.controller.plain.sasl.jaas.config": _PASSWORDS,
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    # ANONYMOUS is the node's own controller connection: the client listener lets nobody in without a password.
-    "super.users": "User:admin;User:ANONYMOUS",
+    "super.users": "User:admin",
     "allow.everyone.if.no.acl.found": "false",
 }
 _HEAP_OPTIONS = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
@@ -222,7 +228,8 @@ class KafkaBroker(Cluster):
 
     Args:
         secure: clients need a password, and an authorizer refuses whatever no ACL allows. Users: `admin` (may do
-            anything) and `ouzel` (may do nothing until `allow`); see `user_properties`.
+            anything) and `ouzel` (may do nothing until `allow`); see `user_properties`. Beside it are other ways in:
+            see `door` and `tests.kafka_doors`.
         properties: more lines of server.properties.
         advertised_port: the port that clients are told, where a proxy stands between.
     """
@@ -236,6 +243,7 @@ class KafkaBroker(Cluster):
         self._jars = fetch_jars()
         self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-"))
         self.log_path = self._directory / "broker.log"
+        self.doors = Doors.made(self._directory / "certificates") if secure else None
         self._process: subprocess.Popen[bytes] | None = None
         self._write_properties(properties or {}, advertised_port or self.port)
         super().__init__(f"127.0.0.1:{advertised_port or self.port}", self.user_properties("admin") if secure else None)
@@ -249,6 +257,11 @@ class KafkaBroker(Cluster):
             "sasl.username": user,
             "sasl.password": f"{user}-secret",
         }
+
+    def door(self, door: Door) -> Cluster:
+        """This broker as a client with the least rights reaches it by one of its `doors`."""
+        assert self.doors is not None
+        return Cluster(f"127.0.0.1:{self.doors.ports[door]}", self.doors.client_properties(door))
 
     def allow(self, operation: AclOperation, resource: ResourceType, name: str) -> None:
         """Let the user `ouzel` do `operation` to the topic or group `name`, or to all that begin so if it ends in
@@ -280,13 +293,14 @@ class KafkaBroker(Cluster):
     def _write_properties(self, more: Mapping[str, str], advertised_port: int) -> None:
         controller_port = free_port()
         controller = f"CONTROLLER://127.0.0.1:{controller_port}"
+        doors = self.doors.listeners if self.doors else []
         lines = {
             **_BASE_PROPERTIES,
             "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            **(_SECURE_PROPERTIES if self.secure else {}),
+            **(_SECURE_PROPERTIES | self.doors.properties() if self.doors else {}),
             "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller_port}",
-            "listeners": f"CLIENT://127.0.0.1:{self.port},{controller}",
-            "advertised.listeners": f"CLIENT://127.0.0.1:{advertised_port},{controller}",
+            "listeners": ",".join([f"CLIENT://127.0.0.1:{self.port}", controller, *doors]),
+            "advertised.listeners": ",".join([f"CLIENT://127.0.0.1:{advertised_port}", controller, *doors]),
             "log.dirs": str(self._directory / "data"),
             **more,
         }
@@ -323,11 +337,13 @@ class KafkaBroker(Cluster):
 
     def _start(self, timeout_s: float) -> None:
         configuration = str(self._directory / "server.properties")
+        users = ("--add-scram", f"SCRAM-SHA-512=[name=ouzel,password={SCRAM_PASSWORD}]") if self.secure else ()
         with self.log_path.open("ab") as log:
             if not (self._directory / "data").exists():
                 subprocess.run(
                     self._java_command(
-                        *("kafka.tools.StorageTool", "format", "-t", _STORAGE_ID, "-c", configuration, "--standalone")
+                        *("kafka.tools.StorageTool", "format", "-t", _STORAGE_ID, "-c", configuration, "--standalone"),
+                        *users,
                     ),
                     stdout=log,
                     stderr=log,

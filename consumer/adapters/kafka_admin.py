@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, NewTopic, ResourceType
 
 from consumer.adapters.librdkafka import CLIENT_LOG, COORDINATOR_AWAY, in_our_words
-from consumer.errors import SettingsError, TopicMissing
+from consumer.errors import Fatal, SettingsError, TopicMissing
 
 T = TypeVar("T")
 
@@ -56,6 +56,7 @@ class KafkaAdmin:
     def __init__(self, properties: Mapping[str, Any], *, timeout_s: float) -> None:
         """`properties` as `kafka_properties.client_properties(kafka, "admin")` gives them."""
         self._servers = str(properties.get("bootstrap.servers", ""))
+        self._properties = properties
         self._timeout_s = timeout_s
         self._last_error: KafkaError | None = None
         opened: dict[str, Any] = {**properties, "error_cb": self._on_error}
@@ -171,10 +172,13 @@ class KafkaAdmin:
             cause = self._last_error if fault.code() == KafkaError._TIMED_OUT and self._last_error else fault
             if fault.code() in COORDINATOR_AWAY:
                 raise CoordinatorAway from error
-            raise in_our_words(cause, doing=doing, servers=self._servers, topic=topic) from error
+            raise self._in_our_words(cause, doing, topic) from error
         except TimeoutError as error:
             timed_out = self._last_error or KafkaError(KafkaError._TIMED_OUT)
-            raise in_our_words(timed_out, doing=doing, servers=self._servers, topic=topic) from error
+            raise self._in_our_words(timed_out, doing, topic) from error
+
+    def _in_our_words(self, cause: KafkaError, doing: str, topic: str) -> Fatal:
+        return in_our_words(cause, doing=doing, servers=self._servers, topic=topic, properties=self._properties)
 
     def _on_error(self, error: KafkaError) -> None:
         # "All brokers down" follows the error that says why.

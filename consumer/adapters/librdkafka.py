@@ -4,11 +4,12 @@ import difflib
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
+from consumer.adapters.tls import tls_refusal
 from consumer.errors import BrokerUnreachable, Fatal, NotAuthorized, SettingsError, TopicMissing
 
 # librdkafka's own log lines, which it would write to stderr by itself. A client hands them over in its poll().
@@ -27,7 +28,7 @@ _UNREACHABLE = frozenset(
         KafkaError.REQUEST_TIMED_OUT,
     }
 )
-_UNAUTHENTICATED = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL})
+_UNAUTHENTICATED = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED})
 _FORBIDDEN = frozenset(
     {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -47,18 +48,41 @@ COORDINATOR_AWAY = frozenset(
 _NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
 
 
-def in_our_words(error: KafkaError | KafkaException, *, doing: str, servers: str, topic: str = "") -> Fatal:
-    """The error of ours that a person can act on. `doing` completes "while ...": `"describing topic 'images'"`."""
+def denied_by(error: KafkaError) -> Literal["", "topic", "group"]:
+    """What a right is missing on."""
+    if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+        return "group"
+    return "topic" if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED else ""
+
+
+def in_our_words(
+    error: KafkaError | KafkaException,
+    *,
+    doing: str,
+    servers: str,
+    topic: str = "",
+    properties: Mapping[str, Any] | None = None,
+) -> Fatal:
+    """The error of ours that a person can act on. `doing` completes "while ...": `"describing topic 'images'"`.
+
+    With `properties`, those of the client, a certificate that is not believed is looked at (see `tls_refusal`).
+    """
     fault: Any = error.args[0] if isinstance(error, KafkaException) and error.args else error
     if not isinstance(fault, KafkaError):
         return Fatal(f"while {doing}: {fault}")
+    refusal = tls_refusal(fault, servers=servers, properties=properties)
+    return refusal or _answered(fault, doing, servers, topic)
+
+
+def _answered(fault: KafkaError, doing: str, servers: str, topic: str) -> Fatal:
     code, text = fault.code(), fault.str()
     if code in _UNAUTHENTICATED:
         remedy = "check security.protocol, sasl.* and ssl.* in [kafka.client] against the broker's listener"
         return NotAuthorized(f"the broker at {servers} refuses who we are, while {doing}: {text}", remedy=remedy)
     if code in _FORBIDDEN:
         remedy = "have the cluster's owner allow it (kafka-acls), or put another user into [kafka.admin]"
-        return NotAuthorized(f"the broker does not allow us {doing}: {text}", remedy=remedy)
+        said = f"the broker does not allow us {doing}: {text}"
+        return NotAuthorized(said, remedy=remedy, denied=denied_by(fault), topic=topic)
     if code in _NO_TOPIC:
         named = f"topic {topic!r} does not exist" if topic else text
         return TopicMissing(f"{named} (while {doing})", remedy="create it: ouzel topics create")
@@ -102,7 +126,10 @@ def _problems(role: str, properties: dict[str, Any], places: Mapping[str, str]) 
     found: list[str] = []
     while True:
         try:
-            client = {"consumer": Consumer, "producer": Producer, "admin": AdminClient}[role](properties)
+            # With a logger nothing of it is written: `debug` has librdkafka tell its whole configuration.
+            client = {"consumer": Consumer, "producer": Producer, "admin": AdminClient}[role](
+                properties, logger=CLIENT_LOG
+            )
         except KafkaException as error:
             text = error.args[0].str()
         except (AttributeError, TypeError, ValueError) as error:
@@ -122,7 +149,7 @@ def _explained(text: str, name: str, place: str) -> str:
     text = _CREATING.sub("", text)
     if not text.startswith(_UNKNOWN):
         return f"{place}: {text}" if place else text
-    from consumer.adapters.librdkafka_names import NAMES
+    from consumer.librdkafka_names import NAMES
 
     meant = difflib.get_close_matches(name, NAMES, n=1)
     return f"{place}: there is no such property" + (f"; did you mean {meant[0]}?" if meant else "")

@@ -107,7 +107,10 @@ def show(
     *,
     save: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the message's exact bytes here.")] = None,
 ) -> None:
-    """One dead letter: why it is one, its headers, and the beginning of its value."""
+    """One dead letter: why it is one, its headers, and the beginning of its value.
+
+    Passwords, tokens and the queries of URIs are left out; --save writes all of it.
+    """
     from consumer.console import print_json, settings_from, stdout_is_terminal
 
     letter = _letter_at(settings_from(ctx).kafka, position)
@@ -327,6 +330,8 @@ def grouped(letters: Iterable["Letter"], bucket: Bucket, topic_id: str, markers:
 def described(letter: "Letter") -> dict[str, Any]:
     """All that `show` prints of a letter."""
     from consumer import headers as names
+    from consumer.kafka_properties import is_secret
+    from consumer.redact import MASK
 
     record = letter.record
     errors = (names.ERROR_EXCEPTION_STACKTRACE, names.ERROR_EXCEPTION_MESSAGE)
@@ -340,24 +345,35 @@ def described(letter: "Letter") -> dict[str, Any]:
         "image_ids": sorted(letter.image_ids()),
         "origin_topic": letter.origin_topic,
         "replay_count": letter.replay_count,
-        "key": _text(record.key),
-        "headers": {name: _text(value) for name, value in record.headers if name not in errors},
+        "key": _safe(_text(record.key)),
+        "headers": {
+            name: MASK if is_secret(name) else _safe(_text(value))
+            for name, value in record.headers
+            if name not in errors
+        },
         "value_bytes": None if record.value is None else len(record.value),
         "preview": preview(record.value),
     }
 
 
 def preview(value: bytes | None) -> str | None:
-    """The beginning of a value: as text where it is text, else as a hex dump."""
+    """The beginning of a value: as text without secrets where it is text, else as a hex dump."""
     if value is None:
         return None
     try:
         # Four bytes at most belong to a character that the cut went through.
-        return value[: _PREVIEW_CHARS * 4].decode()[:_PREVIEW_CHARS]
+        text = value[: _PREVIEW_CHARS * 4].decode()
     except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data" and len(value) > _PREVIEW_CHARS * 4:
-            return value[: error.start].decode()[:_PREVIEW_CHARS]
-        return hex_dump(value[:_PREVIEW_BYTES])
+        if error.reason != "unexpected end of data" or len(value) <= _PREVIEW_CHARS * 4:
+            return hex_dump(value[:_PREVIEW_BYTES])
+        text = value[: error.start].decode()
+    return str(_safe(text))[:_PREVIEW_CHARS]
+
+
+def _safe(text: str | None) -> str | None:
+    from consumer.log import redacted
+
+    return None if text is None else redacted(text)
 
 
 def hex_dump(data: bytes) -> str:

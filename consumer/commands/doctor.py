@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from consumer.adapters.kafka_admin import KafkaAdmin
+    from consumer.rights import Right
     from consumer.settings import Settings
 
 Result = Literal["pass", "warn", "fail", "skip"]
@@ -163,23 +164,40 @@ def _topics(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
 
 
 def _rights(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
-    kafka = settings.kafka
-    needed = dict.fromkeys(kafka.input_topics, "READ") | {kafka.output_topic: "WRITE", kafka.dead_letter_topic: "WRITE"}
-    there = admin.topics(list(needed))
-    for topic, right in needed.items():
-        facts = there[topic]
-        if facts is not None:
-            yield _right(f"topic {topic}", facts.allowed, right, f"--topic {topic}")
-    yield _right(f"group {kafka.group_id}", admin.group_allowed(kafka.group_id), "READ", f"--group {kafka.group_id}")
+    from consumer.rights import rights
+
+    for right in rights(settings.kafka, "service"):
+        allowed = _allowed(admin, right)
+        if allowed != _ABSENT:
+            yield _right(settings, right, allowed)
 
 
-def _right(what: str, allowed: frozenset[str] | None, needed: str, resource: str) -> Finding:
+_ABSENT = frozenset({"(there is no such topic)"})
+
+
+def _allowed(admin: "KafkaAdmin", right: "Right") -> frozenset[str] | None:
+    from consumer.errors import NotAuthorized
+
+    try:
+        if right.resource == "group":
+            return admin.group_allowed(right.name)
+        facts = admin.topics([right.name])[right.name]
+    except NotAuthorized as error:
+        if not error.denied:
+            raise
+        return frozenset()  # not even Describe
+    return _ABSENT if facts is None else facts.allowed
+
+
+def _right(settings: "Settings", right: "Right", allowed: frozenset[str] | None) -> Finding:
+    from consumer.rights import remedy
+
+    what = f"{right.resource} {right.name}"
     if allowed is None:
         return Finding("rights", "warn", f"{what}: the broker does not say what we may do; it shows at start")
-    if needed in allowed or "ALL" in allowed:
-        return Finding("rights", "pass", f"{what}: {needed.capitalize()} is allowed")
-    fix = f"kafka-acls --add --allow-principal User:... --operation {needed.capitalize()} {resource}"
-    return Finding("rights", "fail", f"{what}: {needed.capitalize()} is not allowed", fix)
+    if right.operation.upper() in allowed or "ALL" in allowed:
+        return Finding("rights", "pass", f"{what}: {right.operation} is allowed")
+    return Finding("rights", "fail", f"{what}: {right.operation} is not allowed", remedy(settings.kafka, [right]))
 
 
 # --- stores ---------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ def run(
     """
     from consumer.commands.doctor import check_client_properties
     from consumer.console import settings_from
+    from consumer.rights import named_in_full
     from consumer.service import end_service, run_service
 
     settings = settings_from(ctx)
@@ -29,5 +30,5 @@ def run(
     try:
         run_service(settings, resume=resume)
     except Fatal as error:
-        end_service(error)
+        end_service(named_in_full(error, settings.kafka))
     end_service()

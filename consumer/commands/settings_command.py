@@ -17,8 +17,10 @@ def settings(
     settings.toml; in the environment batch.max_size is OUZEL_BATCH__MAX_SIZE.
     """
     from consumer.console import print_json, print_rows, settings_and_sources_from
-    from consumer.kafka_properties import MASK, is_secret
+    from consumer.kafka_properties import is_secret
+    from consumer.redact import MASK
     from consumer.settings import default_of, value_of
+    from consumer.settings_page import from_secret_file
 
     effective, sources = settings_and_sources_from(ctx)
     rows: list[dict[str, Any]] = []
@@ -26,9 +28,18 @@ def settings(
         value = value_of(effective, key)
         if changed and value == default_of(key):
             continue
-        rows.append({"key": key, "value": MASK if is_secret(key) else value, "from": origin})
+        rows.append(
+            {"key": key, "value": MASK if is_secret(key) or from_secret_file(origin) else _shown(value), "from": origin}
+        )
     if as_json:
         for row in rows:
             print_json(row)
     else:
         print_rows(rows, ("key", "value", "from"))
+
+
+def _shown(value: Any) -> Any:
+    """A URI among the settings (a model's, a proxy's) may carry a password."""
+    from consumer.log import redacted
+
+    return redacted(value) if isinstance(value, str) else value

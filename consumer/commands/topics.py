@@ -1,5 +1,6 @@
-"""`ouzel topics create` and `describe`: the topics as the settings want them."""
+"""`ouzel topics create`, `describe` and `acls`: the topics as the settings want them, and who may use them."""
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,6 +69,80 @@ def describe(ctx: typer.Context) -> None:
             typer.echo(f"{row['topic']} {row['property']}: {row['fix']}", err=True)
     if not all(row["ok"] for row in rows):
         raise typer.Exit(1)
+
+
+class RoleOption(StrEnum):
+    """`rights.Role`, as typer takes a choice."""
+
+    SERVICE = "service"
+    SENDER = "sender"
+    READER = "reader"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+class AclOutput(StrEnum):
+    """How `acls` prints."""
+
+    COMMANDS = "commands"
+    TABLE = "table"
+    JSON = "json"
+
+
+@app.command()
+def acls(
+    ctx: typer.Context,
+    *,
+    principal: Annotated[str, typer.Option(help="Who is allowed: User:NAME as the broker's authorizer names it.")],
+    role: Annotated[
+        RoleOption,
+        typer.Option(help="What for: run; send; tail and dlq ls; dlq replay and offsets; topics create."),
+    ] = RoleOption.SERVICE,
+    host: Annotated[str, typer.Option(help="IP address that it may come from; else any.")] = "",
+    bootstrap_server: Annotated[str, typer.Option(help="For the commands; else kafka.bootstrap_servers.")] = "",
+    command_config: Annotated[str, typer.Option(help="For the commands: file with an administrator's log-in.")] = "",
+    output: Annotated[AclOutput, typer.Option(help="Shell commands, or the rights themselves.")] = AclOutput.COMMANDS,
+) -> None:
+    """Print the least rights that a principal needs, as commands of Kafka's kafka-acls.sh. Asks no broker.
+
+    Topics, group and transactional id are those of the settings. Read and Write imply Describe. `service` is what
+    `ouzel run` needs, `sender` `ouzel send`, `reader` `ouzel tail` and `ouzel dlq ls`, `operator` `ouzel dlq replay`
+    and `ouzel offsets`, `admin` `ouzel topics create`.
+
+        ouzel topics acls --principal User:ouzel
+
+        ouzel topics acls --principal User:ouzel --command-config admin.properties | sh
+    """
+    from consumer.console import print_json, print_table, settings_from
+    from consumer.rights import commands, rights
+
+    if ":" not in principal:
+        raise typer.BadParameter(f"{principal!r} has no type; did you mean User:{principal}?", param_hint="--principal")
+    kafka = settings_from(ctx).kafka
+    needed = rights(kafka, role.value)
+    if output is AclOutput.COMMANDS:
+        servers = bootstrap_server or kafka.bootstrap_servers
+        for line in commands(needed, principal, bootstrap_servers=servers, host=host, command_config=command_config):
+            typer.echo(line)
+        return
+    rows = [
+        {
+            "principal": principal,
+            "host": host or "*",
+            "operation": right.operation,
+            "resource": right.resource,
+            "name": right.name,
+            "pattern": "literal",
+            "why": right.why,
+        }
+        for right in needed
+    ]
+    if output is AclOutput.JSON:
+        for row in rows:
+            print_json(row)
+    else:
+        title = f"{principal}, from {host or 'any host'}"
+        print_table(rows, ("operation", "resource", "name", "why"), title=title)
 
 
 def open_admin(settings: "Settings") -> "KafkaAdmin":

@@ -34,7 +34,7 @@ class Child:
         with log.open("wb") as sink:
             # A process group of its own: Ctrl-C in the terminal reaches the demo alone, which then stops its children
             # in the right order.
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(  # noqa: S603  (a program of ours, and no shell)
                 [sys.executable, "-m", "consumer.demo.tether", str(os.getpid()), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if read_stdout else sink,

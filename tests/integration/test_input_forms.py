@@ -299,6 +299,8 @@ def _check_facts(picture: Picture, form: Form, facts: dict[str, Any]) -> None:
         "height": height,
         "format": form.kind,
         "sha256": hashlib.sha256(picture.body(form.kind)).hexdigest(),
+        "size_bytes": len(picture.body(form.kind)),
+        "applied": [],
     }
 
 

@@ -13,15 +13,15 @@ from jsonschema import Draft202012Validator, FormatChecker
 from prometheus_client import CollectorRegistry
 
 from consumer import errors
-from consumer.adapters.librdkafka_names import NAMES
 from consumer.cli import app
 from consumer.kafka_properties import BROKER_SIDE, REFUSED, REFUSED_VALUES
+from consumer.librdkafka_names import NAMES
 from consumer.metrics import Metrics
 from consumer.settings import KEYS, SECRETS_DIR_VARIABLE, SETTINGS_VARIABLE, Settings, load, value_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "schemas/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "schemas/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 README = (ROOT / "README.md").read_text()

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from loguru import logger
 
 from consumer.errors import SettingsError
 from consumer.log import RateLimited, configure, rate_limited, redacted
+from consumer.redact import hide
 from consumer.settings import LogSettings
 
 
@@ -21,8 +23,9 @@ from consumer.settings import LogSettings
 def logging_put_back() -> Iterator[None]:
     """Leaves loguru and the standard library as they were."""
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    handlers, level, hook = list(root.handlers), root.level, threading.excepthook
     yield
+    threading.excepthook = hook
     logger.remove()
     logger.configure(patcher=lambda record: None)
     logging.captureWarnings(False)
@@ -199,3 +202,51 @@ def test_what_librdkafka_repeats_is_written_a_few_times_and_then_seldom(stream: 
         logging.getLogger("kafka").error("REPEATED [ouzel#consumer-1] [thrd:x]: try %d failed", number)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["message"].rsplit("try ", 1)[1] for line in lines] == [f"{number} failed" for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("GET /a?X-Amz-Signature=abc&x=1 failed", "GET /a?X-Amz-Signature=********&x=1 failed"),
+        ("https://me:p/w?x@host/a", "https://********"),
+        ("sasl.password=hunter2, and more", "sasl.password=********, and more"),
+        ('{"api_token": "abc", "n": 1}', '{"api_token": "********", "n": 1}'),
+        ("{'sasl.password': 'hunter2'}", "{'sasl.password': '********'}"),
+        ('\\"password\\": \\"hunter2\\"', '\\"password\\": \\"********\\"'),
+        ("Authorization: Bearer abc.def", "Authorization: ********"),
+        ("got a bearer abcdefghijkl", "got a bearer ********"),
+        ("-----BEGIN EC PRIVATE KEY-----\nMHc\n-----END EC PRIVATE KEY-----", "-----BEGIN EC PRIVATE KEY-----********"),
+        ("-----BEGIN PRIVATE KEY-----\nMHc", "-----BEGIN PRIVATE KEY-----********"),
+        # What only speaks of secrets is left as it is.
+        (
+            "kafka.client.sasl.pasword: there is no such property",
+            "kafka.client.sasl.pasword: there is no such property",
+        ),
+        ("the token endpoint is away", "the token endpoint is away"),
+        ("-----BEGIN CERTIFICATE-----\nMII", "-----BEGIN CERTIFICATE-----\nMII"),
+    ],
+)
+def test_what_is_called_a_secret_is_masked(text: str, safe: str) -> None:
+    assert redacted(text) == safe
+
+
+def test_a_value_of_the_settings_that_is_secret_is_masked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumer.redact._known", ())
+    key = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqG\n-----END PRIVATE KEY-----\n"
+    hide(["correct horse", "short", key])
+    assert redacted("said 'correct horse' to a short one") == "said '********' to a short one"
+    assert redacted("line 2 is MIGHAgEAMBMGByqGSM49AgEGCCqG") == "line 2 is ********"
+
+
+def test_a_thread_that_fails_is_a_log_line_without_secrets(stream: io.StringIO) -> None:
+    def fail() -> None:
+        raise ValueError("password=hunter2")
+
+    hook = threading.excepthook
+    thread = threading.Thread(target=fail, name="worker-7")
+    thread.start()
+    thread.join()
+    (line,) = _lines(stream)
+    assert line["message"] == "worker-7 ended by an exception"
+    assert "ValueError: password=********" in line["exception"]
+    assert hook.__module__ == "consumer.log"

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from consumer.errors import SettingsError
-from consumer.settings import Settings, load, load_with_sources
+from consumer.settings import Settings, _secrets_in, load, load_with_sources, secret_values
 
 
 @pytest.fixture(autouse=True)
@@ -272,6 +273,73 @@ def test_a_syntax_error_says_its_line_and_the_rest_is_still_checked(
     page = _page(write("[batch]\n\nmax_size = = 3\n"))
     assert "line 3" in page
     assert "batch.max_size: '0' will not do" in page
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of secrets."""
+    folder = _made(tmp_path / "secrets")
+    monkeypatch.setenv("OUZEL_SECRETS_DIR", str(folder))
+    return folder
+
+
+def test_a_secret_file_is_named_like_its_variable_and_what_ends_its_lines_is_cut_off(secrets: Path) -> None:
+    key = "-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----"
+    (secrets / "OUZEL_KAFKA__CLIENT__SASL_PASSWORD").write_text(" hunter2 \r\n\n")
+    (secrets / "ouzel_kafka__client__ssl_key_pem").write_text(key + "\n")
+    (secrets / "OUZEL_KAFKA__CLIENT__SASL_OAUTHBEARER_CLIENT_SECRET").write_text("s3cret")
+    (secrets / "postgres-password").write_text("another's")
+    client = load().kafka.client
+    assert client == {"sasl.password": " hunter2 ", "ssl.key.pem": key, "sasl.oauthbearer.client.secret": "s3cret"}
+
+
+def test_a_secret_may_be_a_link_as_kubernetes_mounts_it(secrets: Path) -> None:
+    (_made(secrets / "..data") / "OUZEL_KAFKA__CLIENT__SASL_PASSWORD").write_text("hunter2")
+    link = secrets / "OUZEL_KAFKA__CLIENT__SASL_PASSWORD"
+    link.symlink_to(Path("..data") / link.name)
+    assert load().kafka.client["sasl.password"] == "hunter2"
+
+
+def test_a_secret_that_cannot_be_read_is_an_error_that_names_the_file(secrets: Path) -> None:
+    _made(secrets / "OUZEL_KAFKA__CLIENT__SASL_PASSWORD")  # as Docker makes it, where the file to be mounted is missing
+    (secrets / "OUZEL_KAFKA__CLIENT__SSL_KEY_PEM").symlink_to("gone")
+    (secrets / "OUZEL_KAFKA__CLIENT__SSL_KEY_PASSWORD").write_bytes(b"\xff\xfe")
+    page = _page()
+    assert "OUZEL_KAFKA__CLIENT__SASL_PASSWORD: the secret cannot be read: Is a directory" in page
+    assert "OUZEL_KAFKA__CLIENT__SSL_KEY_PEM: the secret cannot be read: No such file" in page
+    assert "OUZEL_KAFKA__CLIENT__SSL_KEY_PASSWORD: the secret is not UTF-8 text" in page
+
+
+def test_a_typo_in_the_name_of_a_secret_file_is_an_error_without_its_value(secrets: Path) -> None:
+    (secrets / "OUZEL_KAFKA_CLIENT_SASL_PASSWORD").write_text("hunter2")
+    (secrets / "OUZEL_RETRY__MAX_ATTEMPTS").write_text("hunter2")
+    page = _page()
+    assert "did you mean OUZEL_KAFKA__CLIENT__SASL_PASSWORD?" in page
+    assert f"from: secret file {secrets}/OUZEL_KAFKA_CLIENT_SASL_PASSWORD" in page
+    assert "hunter2" not in page
+
+
+@pytest.mark.parametrize("name", ["KAFKA__CLIENT__SASL_PASSWORD", "KAFKA__GROUP_ID"])
+def test_a_variable_that_names_a_file_is_told_the_one_way(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"OUZEL_{name}_FILE", "/run/secrets/password")
+    assert f"put the file under the name OUZEL_{name} into the folder that OUZEL_SECRETS_DIR names" in _page()
+
+
+def test_librdkafkas_own_files_are_properties(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUZEL_KAFKA__CLIENT__SASL_OAUTHBEARER_ASSERTION_PRIVATE_KEY_FILE", "/key.pem")
+    assert load().kafka.client == {"sasl.oauthbearer.assertion.private.key.file": "/key.pem"}
+
+
+def test_what_is_secret_is_known_by_its_key_its_type_and_its_file(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (secrets / "OUZEL_KAFKA__CLIENT__SASL_USERNAME").write_text("from-a-file")
+    monkeypatch.setenv("OUZEL_KAFKA__CLIENT__SASL_PASSWORD", "by-its-key")
+    monkeypatch.setenv("OUZEL_KAFKA__CLIENT__SASL_PASWORD", "by-a-typo")
+    monkeypatch.setenv("OUZEL_KAFKA__CLIENT__SASL_MECHANISM", "PLAIN")
+    assert set(secret_values(*load_with_sources())) == {"from-a-file", "by-its-key", "by-a-typo"}
+    nested = {"host.example.org": SecretStr("by-its-type"), "others": [SecretStr("in-a-list")], "url": "public"}
+    assert set(_secrets_in(nested, called_so=False)) == {"by-its-type", "in-a-list"}
 
 
 def test_a_missing_folder_of_secrets_is_an_error_if_it_was_named(

@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from consumer.adapters.kafka.committed import CommittedOffsets
 from consumer.adapters.kafka.translate import authentication_error, consumer_error
+from consumer.adapters.tls import tls_refusal
 from consumer.errors import BrokerUnreachable, NotAuthorized
 from consumer.messages import CommitPoint, Partition
 from consumer.ports import TopicFacts
@@ -21,7 +22,9 @@ class KafkaGroupView:
     """See `ports.GroupView`. `properties` are librdkafka's, complete."""
 
     def __init__(self, properties: Mapping[str, Any], *, group_id: str, timeout_ms: int) -> None:
+        self._properties = properties
         self._refusal: NotAuthorized | None = None
+        self._tls_error: KafkaError | None = None
         configuration: dict[str, Any] = {**properties, "error_cb": self._on_client_error}
         self._admin = AdminClient(configuration, logger=logging.getLogger("kafka"))
         self._servers = str(properties.get("bootstrap.servers", ""))
@@ -45,7 +48,7 @@ class KafkaGroupView:
         found: dict[str, TopicFacts] = {}
         for name, future in futures.items():
             try:
-                facts = self._ask(lambda future=future: future)  # type: ignore[misc]
+                facts = self._ask(lambda future=future: future, topic=name)  # type: ignore[misc]
             except _Unknown:
                 continue
             found[name] = TopicFacts(str(facts.topic_id or ""), len(facts.partitions))
@@ -65,12 +68,17 @@ class KafkaGroupView:
             return self._admin.list_topics(timeout=self._timeout_s)
         except KafkaException as error:
             self._admin.poll(0)  # a wrong password is told to `error_cb` alone, and here is where that is called
-            if self._refusal is not None:
-                raise self._refusal from error
+            refusal = self._refusal
+            if refusal is None and self._tls_error is not None:
+                refusal = tls_refusal(self._tls_error, servers=self._servers, properties=self._properties)
+            if refusal is not None:
+                raise refusal from error
             self._raise(error)
 
     def _on_client_error(self, error: KafkaError) -> None:
         self._refusal = authentication_error(error) or self._refusal
+        if tls_refusal(error, servers=self._servers) is not None:
+            self._tls_error = error
 
     def committed(self, partitions: Sequence[Partition]) -> Mapping[Partition, CommitPoint]:
         """See the port."""
@@ -96,7 +104,10 @@ class KafkaGroupView:
         futures = self._admin.list_offsets(request, request_timeout=self._timeout_s)
         try:
             return {
-                Partition(each.topic, each.partition): self._ask(lambda future=future: future).offset  # type: ignore[misc]
+                Partition(each.topic, each.partition): self._ask(
+                    lambda future=future: future,  # type: ignore[misc]
+                    topic=each.topic,
+                ).offset
                 for each, future in futures.items()
             }
         except _Unknown as error:  # deleted since we asked for the topics: ask again
@@ -104,17 +115,17 @@ class KafkaGroupView:
                 f"no offsets from {self._servers}: {error}", remedy="ouzel topics create"
             ) from error
 
-    def _ask(self, question: Callable[[], "Future[T]"]) -> T:
+    def _ask(self, question: Callable[[], "Future[T]"], *, topic: str | None = None) -> T:
         try:
             return question().result(timeout=self._timeout_s + 1)
         except (KafkaException, TimeoutError) as error:
-            self._raise(error)
+            self._raise(error, topic)
 
-    def _raise(self, error: Exception) -> NoReturn:
+    def _raise(self, error: Exception, topic: str | None = None) -> NoReturn:
         cause = error.args[0] if error.args and isinstance(error.args[0], KafkaError) else None
         if cause is not None and cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             raise _Unknown(cause.str()) from error
-        fatal = consumer_error(cause, None) if cause is not None else None
+        fatal = consumer_error(cause, topic) if cause is not None else None
         if fatal is not None:
             raise fatal from error
         raise BrokerUnreachable(

@@ -10,8 +10,8 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from loguru import logger
 
-from consumer.adapters.kafka.translate import delivery_error
-from consumer.errors import OutputRefused, OutputUnavailable
+from consumer.adapters.kafka.translate import authentication_error, delivery_error
+from consumer.errors import NotAuthorized, OutputRefused, OutputUnavailable
 from consumer.log import rate_limited
 from consumer.messages import OutputRecord
 from consumer.ports import Clock
@@ -32,7 +32,8 @@ class KafkaSink:
         self._overflow: deque[tuple[OutputRecord, Done]] = deque()
         self._fatal: KafkaError | None = None
         self._renewals_s: deque[float] = deque()
-        self._refusal: OutputRefused | None = None
+        self._refusal: OutputRefused | NotAuthorized | None = None
+        self._log_in_refused: NotAuthorized | None = None
         self._closing = threading.Event()
         self._producer = self._new_producer()
         self._reports = threading.Thread(target=self._serve_reports, name="delivery-reports", daemon=True)
@@ -91,6 +92,8 @@ class KafkaSink:
             self._producer.poll(0.1)
             if self._fatal is not None:
                 self._renew()
+            if self._log_in_refused is not None and self._refusal is None:
+                self._give_up(self._log_in_refused)
             if self._overflow:
                 self._drain_overflow()
 
@@ -98,6 +101,14 @@ class KafkaSink:
         with self._lock:
             while self._overflow and self._produce(*self._overflow[0]):
                 self._overflow.popleft()
+
+    def _give_up(self, refusal: NotAuthorized) -> None:
+        """Without a log-in no record is ever acknowledged, and none times out: what waits is told so."""
+        with self._lock:
+            self._refusal = refusal
+            while self._overflow:
+                self._overflow.popleft()[1](refusal)
+        self._producer.purge()  # the reports come in the next polls; what is then published again is refused
 
     def _renew(self) -> None:
         """A fatal error ends an idempotent producer: a new one takes over, and what was not acknowledged is reported
@@ -127,4 +138,5 @@ class KafkaSink:
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._fatal = error
         else:
+            self._log_in_refused = authentication_error(error) or self._log_in_refused
             rate_limited(f"producer {error.name()}").bind(code=error.name()).warning("kafka producer: {}", error.str())

@@ -2,6 +2,7 @@
 
 from confluent_kafka import KafkaError
 
+from consumer.adapters.librdkafka import denied_by
 from consumer.errors import (
     EventTooLarge,
     Fatal,
@@ -76,7 +77,9 @@ def consumer_error(error: KafkaError, topic: str | None) -> Fatal | None:
         where = f" on topic {topic}" if topic else ""
         return NotAuthorized(
             f"the broker refuses us{where}: {error.str()}",
-            remedy="Read on the input topics and on the group is needed; `ouzel doctor` shows which is missing",
+            remedy="`ouzel doctor` shows which right is missing",
+            denied=denied_by(error),
+            topic=topic or "",
         )
     if code in _GROUP_REFUSED:
         return SettingsError(
@@ -100,6 +103,8 @@ def delivery_error(error: KafkaError, topic: str) -> Exception:
         return NotAuthorized(
             f"the broker refuses our records on {topic}: {error.str()}",
             remedy=f"Write on {topic} is needed; `ouzel doctor` shows which right is missing",
+            denied=denied_by(error),
+            topic=topic,
         )
     if code in _UNKNOWN_TOPIC:
         return TopicMissing(f"topic {topic} does not exist", remedy="ouzel topics create")

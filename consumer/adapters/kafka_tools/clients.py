@@ -7,6 +7,7 @@ from typing import Any, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
+from consumer.adapters.tls import tls_refusal
 from consumer.errors import BrokerUnreachable, Fatal, NotAuthorized, OutputRefused, SettingsError, TopicMissing
 
 Properties = Mapping[str, str | int | float | bool]
@@ -136,11 +137,14 @@ def translated(error: KafkaError, doing: str, complaints: Complaints | None = No
     """A KafkaError as one of ours; `doing` says what was tried, e.g. `reading images.dlq`."""
     cause = complaints.explain(error) if complaints else error
     text = f"{doing}: {cause.str()} ({cause.name()})"
+    refusal = tls_refusal(cause, servers="kafka.bootstrap_servers")
+    if refusal is not None:
+        return NotAuthorized(text, remedy=refusal.remedy)
     if cause.code() in NOT_AUTHORIZED:
         return NotAuthorized(text, remedy="check the credentials in [kafka.client] and the ACLs of this user")
     if cause.code() in NO_SUCH_TOPIC:
         return TopicMissing(text, remedy="create it: ouzel topics create")
-    if cause.code() in UNREACHABLE or cause.code() == KafkaError._SSL:
+    if cause.code() in UNREACHABLE:
         return BrokerUnreachable(text, remedy="check kafka.bootstrap_servers, and that a broker listens there")
     return Fatal(text, remedy="see the broker's log; try again if its cluster is being changed")
 

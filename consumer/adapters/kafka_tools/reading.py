@@ -161,7 +161,7 @@ def read_to_end(
 def _place(message: Message) -> tuple[int, int]:
     number, offset = message.partition(), message.offset()
     assert number is not None  # noqa: S101  # it was read from a broker
-    assert offset is not None  # noqa: S101
+    assert offset is not None  # noqa: S101  # so was this
     return number, offset
 
 

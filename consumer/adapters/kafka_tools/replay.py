@@ -31,7 +31,7 @@ from consumer.adapters.kafka_tools.clients import (
 from consumer.adapters.kafka_tools.letters import Letter
 from consumer.adapters.kafka_tools.reading import read_to_end
 from consumer.errors import Fatal, OutputRefused, ReplayFenced
-from consumer.names import replay_marker_topic
+from consumer.names import replay_marker_topic, replay_transactional_id
 
 TRANSACTION_TIMEOUT_MS = 30_000
 """How long a killed replay may hold back read_committed readers of the input topic."""
@@ -165,7 +165,7 @@ class Replayer:
         producer = open_producer(
             self._properties,
             self._complaints,
-            transactional_id=f"ouzel-dlq-replay-{self._dead_letter_topic}",
+            transactional_id=replay_transactional_id(self._dead_letter_topic),
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         )
         self._in_transaction = False

@@ -1,4 +1,4 @@
-"""The properties of librdkafka 2.16, read off the library; only to guess which one a misspelt name meant."""
+"""The properties of librdkafka 2.16, read off the library: to know a misspelt name, and what it meant."""
 
 NAMES: tuple[str, ...] = tuple(
     """
