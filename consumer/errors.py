@@ -14,6 +14,8 @@ OuzelError
 │   └── ProcessingFailed    a defect of ours that this message brought out                  [system]
 ├── Retryable               tried again with backoff; never a dead letter by itself
 │   ├── StoreUnavailable    a store that times out, throttles or answers 5xx
+│   ├── SchemaUnavailable   the schema registry that does not give the schema of a message for now
+│   ├── SchemaNotLoaded     the schema of a message that has to be asked for first
 │   └── OutputUnavailable   the output topic that cannot be written for now
 └── Fatal                   the process ends: own exit code, a remedy, nothing committed past it
     ├── SettingsError       2
@@ -21,7 +23,9 @@ OuzelError
     ├── DeviceMissing       3   a GPU that was asked for and is not there
     ├── RuntimeStuck        4   a model call past its deadline: it cannot be cancelled
     ├── BrokerUnreachable   5
+    ├── RegistryUnreachable 5
     ├── TopicMissing        6
+    ├── SchemaMissing       6   a schema that nobody has registered
     ├── NotAuthorized       7
     ├── OutputRefused       8   the output is refused for good
     ├── InstanceFenced      9   another member uses this group.instance.id
@@ -113,6 +117,18 @@ class StoreUnavailable(Retryable):
     """A store that times out, throttles, or fails on its own side."""
 
 
+class SchemaUnavailable(Retryable):
+    """The schema registry cannot be asked for a message's schema for now."""
+
+
+class SchemaNotLoaded(Retryable):
+    """A message's schema is not known here yet: `ports.RecordDecoder.load` asks for it."""
+
+    def __init__(self, schema: int | str) -> None:
+        super().__init__(f"schema {schema} is not loaded yet")
+        self.schema = schema
+
+
 class OutputUnavailable(Retryable):
     """The output topic cannot be written for now."""
 
@@ -153,6 +169,18 @@ class BrokerUnreachable(Fatal):
     """No broker answers at `kafka.bootstrap_servers`."""
 
     exit_code = 5
+
+
+class RegistryUnreachable(Fatal):
+    """The schema registry at `schema_registry.url` does not answer, or not as one."""
+
+    exit_code = 5
+
+
+class SchemaMissing(Fatal):
+    """The schema of `output.format` is not registered, and only a person registers it."""
+
+    exit_code = 6
 
 
 class TopicMissing(Fatal):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from consumer.kafka_properties import HEADROOM_BYTES, LARGEST_MESSAGE_BYTES, refusals
 from consumer.names import replay_marker_topic
@@ -32,6 +33,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
         _kafka,
         _model,
         _stores,
+        _schema_registry,
         _bounds,
         _deadlines,
     )
@@ -130,6 +132,29 @@ def _stores(settings: Settings) -> Iterator[Conflict]:
         if not Path(root).is_absolute():
             said = f"{root!r} is relative, and what it means depends on the folder that the service is started in"
             yield Conflict(("stores.file.roots",), said, "give the whole path, from /")
+
+
+def _schema_registry(settings: Settings) -> Iterator[Conflict]:
+    registry = settings.schema_registry
+    for url in registry.url.split(",") if registry.url else ():
+        parts = urlsplit(url.strip())
+        if parts.scheme not in {"http", "https"} or not parts.netloc:
+            yield Conflict(("schema_registry.url",), "is no address of a registry", 'give "http(s)://host:port"')
+        elif "@" in parts.netloc:
+            fix = "take them out, and set schema_registry.username and schema_registry.password"
+            yield Conflict(("schema_registry.url",), "carries a user name or password, which would be shown", fix)
+    if bool(registry.username) != bool(registry.password.get_secret_value()):
+        keys = ("schema_registry.username", "schema_registry.password")
+        yield Conflict(keys, "is one of a pair, and the other is missing", "give both, or none")
+    if registry.ca_file and not Path(registry.ca_file).is_file():
+        fix = "give the PEM file of who signs the registry's certificate"
+        yield Conflict(("schema_registry.ca_file",), f"{registry.ca_file!r} is no file", fix)
+    if settings.output.format != "json" and not registry.url:
+        yield Conflict(
+            ("output.format", "schema_registry.url"),
+            f"{settings.output.format!r} is written with the id of a registered schema, and no registry is set",
+            'give schema_registry.url, or output.format = "json"',
+        )
 
 
 def _bounds(settings: Settings) -> Iterator[Conflict]:

@@ -55,7 +55,12 @@ READ_THE_ENVIRONMENT = {
     "consumer.demo.service": "hands its own environment on to its child",
 }
 
-VENDORS = frozenset({"confluent_kafka", "tensorflow", "PIL", "boto3", "httpx", "requests", "onnxruntime", "mlflow"})
+VENDORS = frozenset(
+    {
+        *("confluent_kafka", "fastavro", "google", "tensorflow", "PIL"),
+        *("boto3", "httpx", "requests", "onnxruntime", "mlflow"),
+    }
+)
 ONLY_IN = {
     "pydantic": (
         "consumer.settings",
