@@ -295,10 +295,10 @@ def build_records(settings: Settings) -> RecordDecoder | None:
     """What reads Avro and Protobuf; None where no schema registry is set."""
     if not settings.schema_registry.url:
         return None
-    client = open_registry(settings)
+    client, descriptors = open_registry(settings), open_registry(settings)
     from consumer.adapters.schema_registry.records import RegistryRecords
 
-    return RegistryRecords(client)
+    return RegistryRecords(client, descriptors)
 
 
 def build_encoder(settings: Settings) -> EventEncoder:
@@ -310,10 +310,9 @@ def build_encoder(settings: Settings) -> EventEncoder:
     written_as = settings.output.format
     if written_as == "json":
         return JsonEncoder()
-    client = open_registry(settings)
-    from consumer.adapters.schema_registry.encoders import open_encoder
+    with open_registry(settings) as client:
+        from consumer.adapters.schema_registry.encoders import open_encoder
 
-    with client:
         return open_encoder(client, settings.kafka.output_topic, written_as)
 
 

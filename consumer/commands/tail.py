@@ -106,14 +106,15 @@ class _View:
 
 def _event_reader(settings: "Settings") -> "ReadEvent | None":
     """What reads events that are no JSON; None where they are."""
-    if settings.output.format == "json":
+    written_as = settings.output.format
+    if written_as == "json":
         return None
     from consumer import bootstrap
 
-    client = bootstrap.open_registry(settings)
+    records = bootstrap.build_records(settings)
     from consumer.adapters.schema_registry.reading import event_reader
 
-    return event_reader(client, settings.output.format)
+    return None if records is None else event_reader(records, written_as)
 
 
 @contextmanager

@@ -3,20 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
-from confluent_kafka.schema_registry import SchemaRegistryClient
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from consumer.adapters.schema_registry import formats
 from consumer.adapters.schema_registry.encoders import Format, message_class
-from consumer.adapters.schema_registry.records import RegistryRecords
 from consumer.errors import SchemaNotLoaded
+from consumer.ports import RecordDecoder
 
 ReadEvent = Callable[[bytes], dict[str, Any]]
 _PREFIX_BYTES = 5
 
 
-def event_reader(client: SchemaRegistryClient, written_as: Format) -> ReadEvent | None:
+def event_reader(records: RecordDecoder, written_as: Format) -> ReadEvent | None:
     """From the framed value of an event to its fields; None for JSON Schema, whose payload is JSON.
 
     Avro is read by the schema that the value names, which may be asked of the registry; Protobuf by ours, as it names
@@ -26,7 +25,6 @@ def event_reader(client: SchemaRegistryClient, written_as: Format) -> ReadEvent 
         make = message_class(formats.LABEL_EVENT)
         return lambda value: _as_dict(make.FromString(value[_PREFIX_BYTES + 1 :]))
     if written_as == "avro":
-        records = RegistryRecords(client)
 
         def read(value: bytes) -> dict[str, Any]:
             schema = int.from_bytes(value[1:_PREFIX_BYTES])

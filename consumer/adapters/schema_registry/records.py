@@ -30,10 +30,16 @@ _MAX_INDEXES = 16  # messages within messages
 
 
 class RegistryRecords:
-    """Fulfils `ports.RecordDecoder`."""
+    """Fulfils `ports.RecordDecoder`.
 
-    def __init__(self, client: SchemaRegistryClient) -> None:
+    Args:
+        client: asks for schemas as text.
+        descriptors: another, which asks for Protobuf as descriptors: a client's cache holds one form of a schema.
+    """
+
+    def __init__(self, client: SchemaRegistryClient, descriptors: SchemaRegistryClient) -> None:
         self._client = client
+        self._descriptors = descriptors
         self._readers: dict[int | str, _Read] = {}  # one assignment each, so any thread may look
 
     def decode(self, schema: int | str, payload: bytes) -> dict[str, object]:
@@ -67,7 +73,7 @@ class RegistryRecords:
             ) from None
 
     def _reader(self, schema: int | str) -> _Read:
-        found = self._schema(schema, None)
+        found = self._schema(schema, serialized=False)
         if found.schema_type == "PROTOBUF":
             return self._protobuf_reader(schema, found)
         if found.schema_type == "AVRO":
@@ -78,18 +84,20 @@ class RegistryRecords:
 
     # --- questions --------------------------------------------------------------------------------------------------
 
-    def _schema(self, schema: int | str, written_as: str | None) -> Schema:
+    def _schema(self, schema: int | str, *, serialized: bool) -> Schema:
+        client, written_as = (self._descriptors, "serialized") if serialized else (self._client, None)
         what = f"schema {schema}"
         if isinstance(schema, str):
-            found: Schema = self._ask(what, self._client.get_schema_by_guid, schema, written_as)
+            found: Schema = self._ask(what, client.get_schema_by_guid, schema, written_as)
         else:
-            found = self._ask(what, self._client.get_schema, schema, None, written_as)
+            found = self._ask(what, client.get_schema, schema, None, written_as)
         return found
 
-    def _referred(self, reference: SchemaReference, written_as: str | None) -> Schema:
+    def _referred(self, reference: SchemaReference, *, serialized: bool) -> Schema:
+        client, written_as = (self._descriptors, "serialized") if serialized else (self._client, None)
         subject, version = str(reference.subject), int(reference.version or 0)
         what = f"schema {subject} version {version}"
-        found: RegisteredSchema = self._ask(what, self._client.get_version, subject, version, True, written_as)
+        found: RegisteredSchema = self._ask(what, client.get_version, subject, version, True, written_as)
         return found.schema
 
     def _ask(self, what: str, question: Callable[..., Any], *args: Any) -> Any:
@@ -120,14 +128,14 @@ class RegistryRecords:
             place = (str(reference.subject), int(reference.version or 0))
             if place not in seen:
                 seen.add(place)
-                referred = self._referred(reference, None)
+                referred = self._referred(reference, serialized=False)
                 self._parse_references(referred, named, seen)
                 parse_schema(json.loads(referred.schema_str or ""), named_schemas=named)
 
     # --- Protobuf ---------------------------------------------------------------------------------------------------
 
     def _protobuf_reader(self, schema: int | str, as_text: Schema) -> _Read:
-        as_descriptor = self._schema(schema, "serialized")
+        as_descriptor = self._schema(schema, serialized=True)
         file = _file_descriptor(as_descriptor.schema_str or "")
         pool = DescriptorPool()
         if file is None:  # Apicurio and Karapace give the text alone
@@ -155,7 +163,7 @@ class RegistryRecords:
             if name in seen or name.startswith("google/protobuf/"):
                 continue
             seen.add(name)
-            referred = self._referred(reference, "serialized")
+            referred = self._referred(reference, serialized=True)
             self._add_references(referred, pool, seen)
             file = _file_descriptor(referred.schema_str or "")
             if file is None:
