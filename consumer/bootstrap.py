@@ -253,10 +253,10 @@ def build_flow(
 # --- the schema registry --------------------------------------------------------------------------------------------
 
 
-def check_registry_extra(settings: Settings) -> None:
-    """Raises SettingsError where a schema registry is set and what reads by it is not installed."""
+def _check_registry_extra() -> None:
+    """Raises SettingsError where what reads by a schema registry is not installed."""
     missing = [name for name in ("fastavro", "google.protobuf", "authlib") if not _installed(name)]
-    if settings.schema_registry.url and missing:
+    if missing:
         raise SettingsError(
             f"schema_registry.url is set, and {', '.join(missing)} is not installed",
             remedy="pip install 'ouzel[registry]'",
@@ -274,12 +274,17 @@ def open_registry(settings: Settings) -> "SchemaRegistryClient":
     """The client of `schema_registry.url`. Connects to nothing yet.
 
     Raises:
-        SettingsError: no registry is set, or the extra is not installed.
+        SettingsError: no registry is set, the extra is not installed, or the CA file is absent.
     """
     registry = settings.schema_registry
     if not registry.url:
         raise SettingsError("no schema registry is set", remedy='set schema_registry.url to "http(s)://host:port"')
-    check_registry_extra(settings)
+    _check_registry_extra()
+    if registry.ca_file and not Path(registry.ca_file).is_file():
+        raise SettingsError(
+            f"schema_registry.ca_file: {registry.ca_file!r} is no file",
+            remedy="give the PEM file of who signs the registry's certificate",
+        )
     from consumer.adapters.schema_registry.client import open_client
 
     return open_client(

@@ -146,9 +146,6 @@ def _schema_registry(settings: Settings) -> Iterator[Conflict]:
     if bool(registry.username) != bool(registry.password.get_secret_value()):
         keys = ("schema_registry.username", "schema_registry.password")
         yield Conflict(keys, "is one of a pair, and the other is missing", "give both, or none")
-    if registry.ca_file and not Path(registry.ca_file).is_file():
-        fix = "give the PEM file of who signs the registry's certificate"
-        yield Conflict(("schema_registry.ca_file",), f"{registry.ca_file!r} is no file", fix)
     if settings.output.format != "json" and not registry.url:
         yield Conflict(
             ("output.format", "schema_registry.url"),

@@ -297,7 +297,6 @@ def test_a_start_is_a_word_or_a_time(write: Write, start: str) -> None:
         ('[schema_registry]\nurl = "http://one:8081, two"', "schema_registry.url"),
         ('[schema_registry]\nurl = "https://me:hunter2@one"', "carries a user name or password"),
         ('[schema_registry]\nurl = "http://one"\nusername = "me"', "schema_registry.username"),
-        ('[schema_registry]\nurl = "http://one"\nca_file = "/absent"', "schema_registry.ca_file"),
     ],
 )
 def test_a_registry_that_cannot_be_used_is_told(write: Write, text: str, named: str) -> None:
