@@ -19,6 +19,7 @@ from consumer.adapters.schema_registry import formats
 from consumer.adapters.schema_registry.encoders import FramedEncoder, message_class, schema_of
 from consumer.adapters.schema_registry.records import RegistryRecords
 from consumer.messages import Delivery, Lease, Partition
+from consumer.ports import EventEncoder
 from consumer.stages.events import JsonEncoder
 from consumer.stages.parse import Parser
 
@@ -70,7 +71,7 @@ def main() -> None:
     }
     event = json.loads(formats.json_schema_text(formats.LABEL_EVENT))["examples"][0]
     event = event | {"labels": event["labels"] * 5}
-    encoders = {
+    encoders: dict[str, EventEncoder] = {
         "json": JsonEncoder(),
         "json-schema": FramedEncoder("json-schema", 1),
         "avro": FramedEncoder("avro", 1),

@@ -337,7 +337,7 @@ class Flow:
         self._enter_stage(delivery, "fetch")
         try:
             with self._observer.stage("fetch"):
-                self._schemas.load(attempt.schema)
+                asked = self._schemas.load(attempt.schema)
         except Retryable as error:
             self._fetch_failed(attempt, error)
             return
@@ -345,7 +345,10 @@ class Flow:
             self._end_attempt(attempt)
             self._reject(delivery, error, "parse")
             return
-        self._served(attempt, self._clock.monotonic_s())
+        if asked:
+            self._served(attempt, self._clock.monotonic_s())
+        else:
+            self._end_attempt(attempt)  # another message's question was answered: that says nothing of now
         self._enter_decode_pool()
         self._decode_pool.submit(self._guard, self._parse, delivery)
 

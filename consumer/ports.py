@@ -318,8 +318,9 @@ class RecordDecoder(Protocol):
         """
         ...
 
-    def load(self, schema: int | str) -> None:
-        """Ask the registry for a schema, and keep it for ever. Blocks within the client's time-outs.
+    def load(self, schema: int | str) -> bool:
+        """Ask the registry for a schema, and keep it for ever; False where it was here already. Blocks within the
+        client's time-outs.
 
         Raises:
             MalformedMessage: the registry has no such schema, or one that cannot be read.

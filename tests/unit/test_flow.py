@@ -770,13 +770,16 @@ class Registry:
     def decode(self, schema: int | str, payload: bytes) -> dict[str, object]:
         raise AssertionError("the parser does this")
 
-    def load(self, schema: int | str) -> None:
+    def load(self, schema: int | str) -> bool:
         assert isinstance(schema, int)
         self.gate.wait(10)
+        if schema in self.known:
+            return False
         self.loads.append(schema)
         if self.answer is not None:
             raise self.answer
         self.known.add(schema)
+        return True
 
 
 @pytest.fixture
@@ -817,6 +820,19 @@ def test_while_the_registry_is_away_messages_wait_and_none_is_a_letter(framed: R
     registry.answer = None
     assert all(isinstance(framed.of(each), Labelled) for each in waiting)
     assert framed.flow.down_stores() == {}
+
+
+def test_a_schema_that_is_here_already_does_not_say_that_the_registry_is_up(framed: Rig, registry: Registry) -> None:
+    """Otherwise a schema that a registry, being down, did not give would be taken for the one at fault."""
+    registry.answer = SchemaUnavailable("away")
+    (lost, known) = framed.submit(b"7", b"8")
+    framed.wait(lambda: "schema-registry" in framed.flow.down_stores(), "the registry to be presumed down")
+    registry.known.add(8)  # as if another message's question had been answered just before
+    assert isinstance(framed.of(known), Labelled)
+    assert "schema-registry" in framed.flow.down_stores()
+    assert [outcome.delivery for outcome in framed.outcomes] == [known]
+    registry.answer = None
+    assert isinstance(framed.of(lost), Labelled)
 
 
 def test_a_schema_that_nobody_has_is_one_letter(framed: Rig, registry: Registry) -> None:

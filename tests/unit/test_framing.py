@@ -39,7 +39,7 @@ class Records:
             raise SchemaNotLoaded(schema)
         return self.found
 
-    def load(self, schema: int | str) -> None:
+    def load(self, schema: int | str) -> bool:
         raise AssertionError("parse never asks a registry")
 
 

@@ -59,9 +59,9 @@ class RegistryRecords:
             raise MalformedMessage(f"schema {schema} is no record: send an image reference ({formats.IMAGE_REFERENCE})")
         return found
 
-    def load(self, schema: int | str) -> None:
+    def load(self, schema: int | str) -> bool:
         if schema in self._readers:
-            return
+            return False
         try:
             self._readers[schema] = self._reader(schema)
         except (MalformedMessage, SchemaUnavailable):
@@ -71,6 +71,7 @@ class RegistryRecords:
                 f"schema {schema} cannot be read ({type(error).__name__}: {error}): register one that can, "
                 f"such as {formats.IMAGE_REFERENCE}"
             ) from None
+        return True
 
     def _reader(self, schema: int | str) -> _Read:
         found = self._schema(schema, serialized=False)
