@@ -1,18 +1,23 @@
 """The Avro and Protobuf forms of the schemas are current, never renumber a field, and carry every event there is."""
 
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastavro import parse_schema
+from fastavro import parse_schema, schemaless_reader
 
 from consumer.adapters.schema_registry import formats
 from consumer.adapters.schema_registry.encoders import Format, FramedEncoder, message_class
 from consumer.adapters.schema_registry.reading import event_reader
+from consumer.messages import ImageFacts, ImageJob, Label, Labelled, ModelInfo, StoredVersion
+from consumer.stages.events import EventContext, label_event
 from tests.contract.schema_files import FOLDER, SCHEMAS, check
+from tests.unit.deliveries import delivery
 
 EVENT: dict[str, Any] = SCHEMAS["label-event.v1.json"]["examples"][0]
 
@@ -127,10 +132,6 @@ def test_protobuf_carries_an_event_whole(event: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
 def test_avro_carries_an_event_whole(event: dict[str, Any]) -> None:
-    import io
-
-    from fastavro import schemaless_reader
-
     schema = parse_schema(json.loads(formats.avro_text(formats.LABEL_EVENT)))
     found: Any = schemaless_reader(io.BytesIO(_written(event, "avro")[5:]), schema, None)
     image = {name: value for name, value in found["image"].items() if value is not None or name in event["image"]}
@@ -148,3 +149,31 @@ def test_a_field_that_the_schema_does_not_have_is_no_event() -> None:
 
 def test_a_message_class_is_the_published_one() -> None:
     assert message_class(formats.IMAGE_REFERENCE).DESCRIPTOR.full_name == "ouzel.v1.ImageReference"
+
+
+@pytest.mark.parametrize("written_as", ["avro", "protobuf", "json-schema"])
+def test_what_the_service_makes_of_an_image_can_be_written(written_as: Format) -> None:
+    """Not an event from a file: the values are of the types that the stages give."""
+    facts = ImageFacts(640, 480, "JPEG", "cd" * 32, size_bytes=9, applied=("exif-orientation", "icc-srgb"))
+    model = ModelInfo("lite0", "1", "sha256:" + "ab" * 32, "tensorflow", "f32")
+    job = ImageJob(delivery(b"", timestamp_ms=None, timestamp_type="none"), "finch", uri="file:///a.jpg", etag="old")
+    labelled = Labelled(job, (Label(12, "finch", 0.93),), facts, model, {"fetch": 1.0}, StoredVersion("new", "v1"))
+    context = EventContext("cluster", "ouzel", "replica-0", "predictions", "images.dlq", 1024)
+    in_json = label_event(labelled, context, "2026-01-31T09:30:00.412Z")
+    framed = label_event(labelled, replace(context, encoder=FramedEncoder(written_as, 7)), "2026-01-31T09:30:00.412Z")
+    assert framed.value is not None
+    assert in_json.value is not None
+    expected = json.loads(in_json.value)
+    if written_as == "avro":
+        schema = parse_schema(json.loads(formats.avro_text(formats.LABEL_EVENT)))
+        found: Any = schemaless_reader(io.BytesIO(framed.value[5:]), schema, None)
+    elif written_as == "protobuf":
+        read = event_reader(None, "protobuf")  # type: ignore[arg-type]  # it asks no registry
+        assert read is not None
+        found = read(framed.value)
+        expected["source"].pop("timestamp")  # null and absent are one to Protobuf
+    else:
+        found = json.loads(framed.value[5:])
+    assert found == expected
+    changed = dict(framed.headers).items() ^ dict(in_json.headers).items()
+    assert {name for name, _ in changed} == {"content-type"}
