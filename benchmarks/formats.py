@@ -60,7 +60,7 @@ def main() -> None:
     records = RegistryRecords(known, known)
     records.load(1)
     records.load(2)
-    parse = Parser(records=records)
+    parse = Parser(schemas=records)
     as_json = json.dumps(REFERENCE).encode()
     protobuf = message_class(formats.IMAGE_REFERENCE)(**REFERENCE).SerializeToString()
     values = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from consumer.contract import ImageReference
 from consumer.errors import ImageTooLarge, MalformedMessage, SchemaNotLoaded
-from consumer.messages import Headers
+from consumer.messages import Headers, ImageJob
 from consumer.stages.framing import VALUE_SCHEMA_ID, foreign_serializer, unframed
 from consumer.stages.parse import Parser
 from tests.unit.deliveries import delivery
@@ -43,6 +43,12 @@ class Records:
         raise AssertionError("parse never asks a registry")
 
 
+def _job(parser: Parser, value: bytes, headers: Headers = ()) -> ImageJob:
+    job = parser(delivery(value, headers=headers))
+    assert isinstance(job, ImageJob)
+    return job
+
+
 def _refusal(value: bytes, headers: Headers = ()) -> str:
     with pytest.raises(MalformedMessage) as caught:
         Parser()(delivery(value, headers=headers))
@@ -54,18 +60,18 @@ def _refusal(value: bytes, headers: Headers = ()) -> str:
 
 @pytest.mark.parametrize("blank", [b"", b" \n"])
 def test_framed_json_needs_no_registry(blank: bytes) -> None:
-    job = Parser()(delivery(FRAME + blank + AS_JSON, headers=(("content-type", b"application/json"),)))
+    job = _job(Parser(), FRAME + blank + AS_JSON, (("content-type", b"application/json"),))
     assert (job.image_id, job.uri) == ("a", "file:///a.jpg")
 
 
 def test_json_with_its_schema_in_a_header_is_json() -> None:
     header = b"\x01" + GUID.bytes
-    assert Parser()(delivery(AS_JSON, headers=((VALUE_SCHEMA_ID, header),))).image_id == "a"
+    assert _job(Parser(), AS_JSON, ((VALUE_SCHEMA_ID, header),)).image_id == "a"
 
 
 def test_a_framed_record_is_an_image_reference_with_bytes_for_its_data() -> None:
     records = Records({"image_id": "a", "uri": None, "data": b"the image", "metadata": {"k": "v"}})
-    job = Parser(records=records)(delivery(FRAME + b"\x02a"))
+    job = _job(Parser(schemas=records), FRAME + b"\x02a")
     assert (job.image_id, job.data, job.metadata) == ("a", b"the image", {"k": "v"})
     assert records.asked == [(7, b"\x02a")]
 
@@ -82,25 +88,25 @@ def test_a_schema_in_a_header_goes_before_what_the_first_bytes_look_like(
     header: bytes, schema: int | str, payload: bytes
 ) -> None:
     records = Records(REFERENCE)
-    Parser(records=records)(delivery(b"BM payload", headers=((VALUE_SCHEMA_ID, header),)))
+    Parser(schemas=records)(delivery(b"BM payload", headers=((VALUE_SCHEMA_ID, header),)))
     assert records.asked == [(schema, payload)]
 
 
 def test_an_unknown_schema_is_asked_for_and_no_letter() -> None:
     with pytest.raises(SchemaNotLoaded) as caught:
-        Parser(records=Records({}))(delivery(b"\0\0\0\0\x08\x02a"))
+        Parser(schemas=Records({}))(delivery(b"\0\0\0\0\x08\x02a"))
     assert caught.value.schema == 8
 
 
 def test_an_inline_image_of_a_record_has_the_same_bound() -> None:
     records = Records({"image_id": "a", "data": b"x" * 100})
     with pytest.raises(ImageTooLarge, match="100 bytes"):
-        Parser(max_image_bytes=99, records=records)(delivery(FRAME + b"\x02a"))
+        Parser(max_image_bytes=99, schemas=records)(delivery(FRAME + b"\x02a"))
 
 
 def test_a_wrong_field_of_a_record_is_named() -> None:
     with pytest.raises(MalformedMessage, match="top_k: "):
-        Parser(records=Records(REFERENCE | {"top_k": "3"}))(delivery(FRAME + b"\x02a"))
+        Parser(schemas=Records(REFERENCE | {"top_k": "3"}))(delivery(FRAME + b"\x02a"))
 
 
 def test_without_a_registry_the_letter_says_what_is_missing() -> None:
@@ -122,7 +128,7 @@ def test_a_schema_header_of_another_form_is_malformed() -> None:
 def test_an_image_that_begins_with_zeros_is_no_framing() -> None:
     avif = b"\0\0\0\x1cftypavif\0\0\0\0"
     assert "registry" not in _refusal(avif)
-    assert Parser()(delivery(avif, headers=(("content-type", b"image/avif"),))).data == avif
+    assert _job(Parser(), avif, (("content-type", b"image/avif"),)).data == avif
 
 
 # --- others' --------------------------------------------------------------------------------------------------------
