@@ -5,8 +5,10 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
@@ -20,12 +22,23 @@ from consumer.messages import Outcome
 from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.pipeline import Pipeline, Rules
-from consumer.ports import Clock, GroupView, ImageDecoder, ImageStore, Labels, MessageSource, ModelRuntime, ResultSink
+from consumer.ports import (
+    Clock,
+    EventEncoder,
+    GroupView,
+    ImageDecoder,
+    ImageStore,
+    Labels,
+    MessageSource,
+    ModelRuntime,
+    RecordDecoder,
+    ResultSink,
+)
 from consumer.settings import Settings
 from consumer.settings_tables import FetchCacheSettings, HttpStoreSettings
 from consumer.stages.batch import Batcher, padded_sizes
 from consumer.stages.dead_letter_limit import DeadLetterLimit
-from consumer.stages.events import EventContext
+from consumer.stages.events import EventContext, JsonEncoder
 from consumer.stages.fetch_cache import FetchCache
 from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget, Intake
@@ -33,6 +46,9 @@ from consumer.stages.parse import Parser
 from consumer.stages.publish import Publisher
 from consumer.stages.retry import Retries
 from consumer.times import rfc3339_ms
+
+if TYPE_CHECKING:
+    from confluent_kafka.schema_registry import SchemaRegistryClient
 
 _FLUSH_S = 2.0  # after a drain nothing is under way, or its deadline has passed
 DEFAULT_MAX_POLL_INTERVAL_MS = 300_000  # librdkafka's own
@@ -56,6 +72,7 @@ class Ports:
     view: GroupView
     stores: Sequence[ImageStore]
     model: Model
+    encoder: EventEncoder = field(default_factory=JsonEncoder)
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -229,11 +246,13 @@ def build_flow(
     """The stages from parse to infer."""
     clock = SystemClock()
     batch, pipeline, retry = settings.batch, settings.pipeline, settings.retry
+    schemas = build_records(settings)
     return Flow(
         parser=Parser(
             max_metadata_bytes=settings.input.max_metadata_bytes,
             max_image_bytes=settings.stores.max_image_bytes,
             max_records=settings.input.max_records,
+            schemas=schemas,
         ),
         stores=stores,
         cache=_fetch_cache(settings.stores.cache, clock, observer),
@@ -265,7 +284,79 @@ def build_flow(
         fetch_concurrency=pipeline.fetch_concurrency,
         on_outcome=on_outcome,
         on_crash=on_crash,
+        schemas=schemas,
     )
+
+
+# --- the schema registry --------------------------------------------------------------------------------------------
+
+
+def _check_registry_extra() -> None:
+    """Raises SettingsError where what reads by a schema registry is not installed."""
+    missing = [name for name in ("fastavro", "google.protobuf", "authlib") if not _installed(name)]
+    if missing:
+        raise SettingsError(
+            f"schema_registry.url is set, and {', '.join(missing)} is not installed",
+            remedy="pip install 'ouzel[registry]'",
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def open_registry(settings: Settings) -> "SchemaRegistryClient":
+    """The client of `schema_registry.url`. Connects to nothing yet.
+
+    Raises:
+        SettingsError: no registry is set, the extra is not installed, or the CA file is absent.
+    """
+    registry = settings.schema_registry
+    if not registry.url:
+        raise SettingsError("no schema registry is set", remedy='set schema_registry.url to "http(s)://host:port"')
+    _check_registry_extra()
+    if registry.ca_file and not Path(registry.ca_file).is_file():
+        raise SettingsError(
+            f"schema_registry.ca_file: {registry.ca_file!r} is no file",
+            remedy="give the PEM file of who signs the registry's certificate",
+        )
+    from consumer.adapters.schema_registry.client import open_client
+
+    return open_client(
+        registry.url,
+        username=registry.username,
+        password=registry.password.get_secret_value(),
+        ca_file=registry.ca_file,
+        timeout_ms=registry.timeout_ms,
+    )
+
+
+def build_records(settings: Settings) -> RecordDecoder | None:
+    """What reads Avro and Protobuf; None where no schema registry is set."""
+    if not settings.schema_registry.url:
+        return None
+    client, descriptors = open_registry(settings), open_registry(settings)
+    from consumer.adapters.schema_registry.records import RegistryRecords
+
+    return RegistryRecords(client, descriptors)
+
+
+def build_encoder(settings: Settings) -> EventEncoder:
+    """What writes label events. Asks the registry where `output.format` needs one.
+
+    Raises:
+        SchemaMissing, RegistryUnreachable, NotAuthorized: see `open_encoder`.
+    """
+    written_as = settings.output.format
+    if written_as == "json":
+        return JsonEncoder()
+    with open_registry(settings) as client:
+        from consumer.adapters.schema_registry.encoders import open_encoder
+
+        return open_encoder(client, settings.kafka.output_topic, written_as)
 
 
 # --- the service ----------------------------------------------------------------------------------------------------
@@ -279,7 +370,7 @@ def open_view(settings: Settings) -> GroupView:
     return KafkaGroupView(service_properties(kafka), group_id=kafka.group_id, timeout_ms=kafka.request_timeout_ms)
 
 
-def open_ports(settings: Settings, model: Model, view: GroupView) -> Ports:
+def open_ports(settings: Settings, model: Model, view: GroupView, encoder: EventEncoder | None = None) -> Ports:
     """The real adapters. Connects to nothing yet."""
     from consumer.adapters.kafka.sink import KafkaSink
     from consumer.adapters.kafka.source import KafkaSource
@@ -292,6 +383,7 @@ def open_ports(settings: Settings, model: Model, view: GroupView) -> Ports:
         view=view,
         stores=build_stores(settings),
         model=model,
+        encoder=encoder or JsonEncoder(),
     )
 
 
@@ -338,7 +430,7 @@ class Service:
         )
         self.publisher = Publisher(
             ports.sink,
-            context=_context(settings, ports.view),
+            context=_context(settings, ports.view, ports.encoder),
             limit=limit,
             clock=clock,
             observer=observer,
@@ -401,7 +493,7 @@ def _limit(settings: Settings) -> DeadLetterLimit:
     )
 
 
-def _context(settings: Settings, view: GroupView) -> EventContext:
+def _context(settings: Settings, view: GroupView, encoder: EventEncoder) -> EventContext:
     kafka = settings.kafka
     return EventContext(
         cluster_id=view.cluster_id(),
@@ -411,6 +503,7 @@ def _context(settings: Settings, view: GroupView) -> EventContext:
         dead_letter_topic=kafka.dead_letter_topic,
         max_message_bytes=kafka.max_message_bytes,
         spring_headers=settings.dead_letters.spring_headers,
+        encoder=encoder,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from consumer import __version__
-from consumer.commands import classify, dlq, doctor, offsets, run, send, settings_command, tail, topics
+from consumer.commands import classify, dlq, doctor, offsets, run, schemas, send, settings_command, tail, topics
 from consumer.commands.demo import demo
 
 _HELP = """
@@ -23,9 +23,9 @@ Data goes to stdout, a table in a terminal and JSON lines when piped; all else g
 
 _EXIT_CODES = """
 [bold]Exit codes[/bold]  0 done · 1 some of it failed, and is listed · 2 wrong usage or settings · 3 model or device ·
-4 a model call that does not return · 5 no broker · 6 no such topic · 7 not allowed · 8 output refused ·
-9 another member has this group.instance.id · 10 too many dead letters · 11 another `dlq replay` took over ·
-12 records lost to retention · 70 anything else
+4 a model call that does not return · 5 no broker or schema registry ·
+6 no such topic or schema · 7 not allowed · 8 output refused · 9 another member has this group.instance.id ·
+10 too many dead letters · 11 another `dlq replay` took over · 12 records lost to retention · 70 anything else
 """
 
 app = typer.Typer(
@@ -66,5 +66,6 @@ app.command("classify")(classify.classify)
 app.command("doctor")(doctor.doctor)
 app.command("settings")(settings_command.settings)
 app.add_typer(topics.app, name="topics")
+app.add_typer(schemas.app, name="schemas")
 app.add_typer(offsets.app, name="offsets")
 app.add_typer(dlq.app, name="dlq")

@@ -36,8 +36,8 @@ def _known_major(version: int) -> int:
 
 
 def _decode_base64(value: object) -> object:
-    if value is None:
-        return None
+    if value is None or (isinstance(value, bytes) and value):
+        return value  # bytes are an Avro or a Protobuf record's: JSON has none
     if not isinstance(value, str) or not value or len(value) % 4:
         raise ValueError("not standard base64; send the image's bytes in it, with padding and without line breaks")
     try:

@@ -15,6 +15,8 @@ OuzelError
 ├── Retryable               tried again with backoff; never a dead letter by itself
 │   ├── StoreUnavailable    a store that times out, throttles or answers 5xx
 │   │   └── StoreBusy       our own bounds leave no room at the store: no failed attempt
+│   ├── SchemaUnavailable   the schema registry that does not give the schema of a message for now
+│   ├── SchemaNotLoaded     the schema of a message that has to be asked for first
 │   └── OutputUnavailable   the output topic that cannot be written for now
 └── Fatal                   the process ends: own exit code, a remedy, nothing committed past it
     ├── SettingsError       2
@@ -22,7 +24,9 @@ OuzelError
     ├── DeviceMissing       3   a GPU that was asked for and is not there
     ├── RuntimeStuck        4   a model call past its deadline: it cannot be cancelled
     ├── BrokerUnreachable   5
+    ├── RegistryUnreachable 5
     ├── TopicMissing        6
+    ├── SchemaMissing       6   a schema that nobody has registered
     ├── NotAuthorized       7
     ├── OutputRefused       8   the output is refused for good
     ├── InstanceFenced      9   another member uses this group.instance.id
@@ -119,6 +123,18 @@ class StoreBusy(StoreUnavailable):
     it counts as no failed attempt."""
 
 
+class SchemaUnavailable(Retryable):
+    """The schema registry cannot be asked for a message's schema for now."""
+
+
+class SchemaNotLoaded(Retryable):
+    """A message's schema is not known here yet: `ports.RecordDecoder.load` asks for it."""
+
+    def __init__(self, schema: int | str) -> None:
+        super().__init__(f"schema {schema} is not loaded yet")
+        self.schema = schema
+
+
 class OutputUnavailable(Retryable):
     """The output topic cannot be written for now."""
 
@@ -159,6 +175,18 @@ class BrokerUnreachable(Fatal):
     """No broker answers at `kafka.bootstrap_servers`."""
 
     exit_code = 5
+
+
+class RegistryUnreachable(Fatal):
+    """The schema registry at `schema_registry.url` does not answer, or not as one."""
+
+    exit_code = 5
+
+
+class SchemaMissing(Fatal):
+    """The schema of `output.format` is not registered, and only a person registers it."""
+
+    exit_code = 6
 
 
 class TopicMissing(Fatal):

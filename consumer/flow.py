@@ -18,7 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from consumer.errors import InvalidMessage, MalformedMessage, ProcessingFailed, Retryable, RuntimeStuck, StoreBusy
+from consumer.errors import (
+    InvalidMessage,
+    MalformedMessage,
+    ProcessingFailed,
+    Retryable,
+    RuntimeStuck,
+    SchemaNotLoaded,
+    StoreBusy,
+)
 from consumer.messages import (
     Abandoned,
     Batch,
@@ -35,7 +43,7 @@ from consumer.messages import (
     StoredImage,
 )
 from consumer.observer import Observer
-from consumer.ports import Clock, ImageDecoder, ImageStore, MessageParser
+from consumer.ports import Clock, ImageDecoder, ImageStore, MessageParser, RecordDecoder
 from consumer.stages.batch import Batcher
 from consumer.stages.fetch import choose_store, verify
 from consumer.stages.fetch_cache import Answer, FetchCache, key_of
@@ -45,6 +53,7 @@ from consumer.stages.intake import ByteBudget
 from consumer.stages.retry import Attempt, Retries
 
 _JOIN_S = 10.0
+_SCHEMA_REGISTRY = "schema-registry"  # its health key, beside those of the stores
 _NO_STAGE = frozenset({"waiting", "gathering"})
 """Where an item may sit for as long as it takes: waiting for a store that is down, or for the parts of its message."""
 
@@ -89,8 +98,10 @@ class Flow:
         fetch_concurrency: int,
         on_outcome: Callable[[Outcome], None],
         on_crash: Callable[[BaseException], None],
+        schemas: RecordDecoder | None = None,
     ) -> None:
         self._parser = parser
+        self._schemas = schemas
         self._stores = tuple(stores)
         self._cache = cache
         self._decoder = decoder
@@ -149,7 +160,7 @@ class Flow:
         with self._retries_lock:
             due = self._retries.due(now_s)
         for attempt in due:
-            self._fetch_pool.submit(self._guard, self._fetch, attempt)
+            self._fetch_pool.submit(self._guard, self._fetch if attempt.schema is None else self._load_schema, attempt)
 
     def has_begun(self, delivery: Delivery) -> bool:
         """Whether a stage has taken it up."""
@@ -207,6 +218,10 @@ class Flow:
             with self._observer.stage("parse"):
                 parsed = self._parser(delivery)
                 attempt = self._first_attempt(parsed) if isinstance(parsed, ImageJob) else None
+        except SchemaNotLoaded as needed:
+            self._leave_decode_pool()
+            self._ask_for_schema(delivery, needed.schema)
+            return
         except InvalidMessage as error:
             self._leave_decode_pool()
             self._reject(delivery, error, "parse")
@@ -304,6 +319,40 @@ class Flow:
         self._leave(Several(message, done) if len(done) == len(outcomes) else Abandoned(message))
         del self._wholes[id(message)]
 
+    # --- schemas ----------------------------------------------------------------------------------------------------
+
+    def _ask_for_schema(self, delivery: Delivery, schema: int | str) -> None:
+        """The registry is a store to the retry policy: while it is away messages wait, and none becomes a letter."""
+        unparsed = ImageJob(delivery, image_id="")
+        attempt = Attempt(unparsed, _SCHEMA_REGISTRY, self._clock.monotonic_s(), schema=schema)
+        if self._admitted(attempt):
+            self._fetch_pool.submit(self._guard, self._load_schema, attempt)
+
+    def _load_schema(self, attempt: Attempt) -> None:
+        """Then the message is parsed again."""
+        delivery = attempt.job.delivery
+        if delivery.lease.ended or self._schemas is None or attempt.schema is None:
+            self._end_attempt(attempt)
+            self._leave(Abandoned(delivery))
+            return
+        self._enter_stage(delivery, "fetch")
+        try:
+            with self._observer.stage("fetch"):
+                asked = self._schemas.load(attempt.schema)
+        except Retryable as error:
+            self._fetch_failed(attempt, error)
+            return
+        except InvalidMessage as error:
+            self._end_attempt(attempt)
+            self._reject(delivery, error, "parse")
+            return
+        if asked:
+            self._served(attempt, self._clock.monotonic_s())
+        else:
+            self._end_attempt(attempt)  # another message's question was answered: that says nothing of now
+        self._enter_decode_pool()
+        self._decode_pool.submit(self._guard, self._parse, delivery)
+
     # --- fetch ------------------------------------------------------------------------------------------------------
 
     def _first_attempt(self, job: ImageJob) -> Attempt | None:
@@ -374,7 +423,7 @@ class Flow:
             self._observer.store_down(attempt.store, error)
         if letter is not None:
             letter.__cause__ = error
-            self._reject(delivery, letter, "fetch", attempt.job.image_id)
+            self._reject(delivery, letter, "fetch", attempt.job.image_id or None)
         elif not delivery.lease.wants_new_work:
             self.abandon_ended()  # it came back after the others of its lease were let go of
         if not isinstance(error, StoreBusy):

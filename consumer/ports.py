@@ -6,7 +6,7 @@ Each Protocol states what blocks, what is raised and from which thread it may be
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -294,11 +294,51 @@ class Labels(Protocol):
 
 
 class MessageParser(Protocol):
-    """From a message's bytes to what it asks for. Pure; any thread."""
+    """From a message's bytes to what it asks for. Never blocks; any thread."""
 
     def __call__(self, delivery: Delivery) -> Parsed:
         """One image, several, or nothing.
 
-        Raises `MalformedMessage`, `ReferenceRefused`, or `ImageTooLarge` for inline bytes; nothing else.
+        Raises `MalformedMessage`, `ReferenceRefused`, or `ImageTooLarge` for inline bytes; `SchemaNotLoaded` for a
+        message that cannot be read before a `RecordDecoder` has loaded its schema; nothing else.
         """
+        ...
+
+
+# --- schema registry ------------------------------------------------------------------------------------------------
+
+
+class RecordDecoder(Protocol):
+    """Reads Avro and Protobuf by the schemas of a registry. Thread-safe."""
+
+    def decode(self, schema: int | str, payload: bytes) -> dict[str, object]:
+        """The fields of a record that was written with this schema (its id, or its GUID). Never blocks.
+
+        Raises:
+            SchemaNotLoaded: `load` it first.
+            MalformedMessage: the payload is none of that schema.
+        """
+        ...
+
+    def load(self, schema: int | str) -> bool:
+        """Ask the registry for a schema, and keep it for ever; False where it was here already. Blocks within the
+        client's time-outs.
+
+        Raises:
+            MalformedMessage: the registry has no such schema, or one that cannot be read.
+            SchemaUnavailable: anything that may be better later. Never raises another type.
+        """
+        ...
+
+
+class EventEncoder(Protocol):
+    """From a label event to the bytes of its value. Called by the publisher's thread; never blocks."""
+
+    @property
+    def content_type(self) -> bytes:
+        """The event's `content-type` header."""
+        ...
+
+    def encode(self, event: Mapping[str, Any]) -> bytes:
+        """An event with the fields of `schemas/label-event.v1.json`."""
         ...

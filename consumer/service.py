@@ -43,8 +43,9 @@ def run_service(settings: Settings, *, resume: bool = False, wrap: Wrap = lambda
     with _probes(settings, health, metrics):
         view = bootstrap.open_view(settings)
         bootstrap.check_topics(settings, view)  # a wrong name is told before the model is loaded
+        encoder = bootstrap.build_encoder(settings)
         model = bootstrap.load_model(settings, progress=_say_progress)
-        ports = wrap(bootstrap.open_ports(settings, model, view))
+        ports = wrap(bootstrap.open_ports(settings, model, view, encoder))
         service = bootstrap.Service(settings, ports, metrics=metrics, health=health, resume=resume)
         service.run()
     logger.info("stopped")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -38,6 +39,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
         _kafka,
         _model,
         _stores,
+        _schema_registry,
         _bounds,
         _deadlines,
     )
@@ -172,6 +174,26 @@ def _wrong_headers(host: str, headers: Mapping[str, SecretStr]) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _schema_registry(settings: Settings) -> Iterator[Conflict]:
+    registry = settings.schema_registry
+    for url in registry.url.split(",") if registry.url else ():
+        parts = urlsplit(url.strip())
+        if parts.scheme not in {"http", "https"} or not parts.netloc:
+            yield Conflict(("schema_registry.url",), "is no address of a registry", 'give "http(s)://host:port"')
+        elif "@" in parts.netloc:
+            fix = "take them out, and set schema_registry.username and schema_registry.password"
+            yield Conflict(("schema_registry.url",), "carries a user name or password, which would be shown", fix)
+    if bool(registry.username) != bool(registry.password.get_secret_value()):
+        keys = ("schema_registry.username", "schema_registry.password")
+        yield Conflict(keys, "is one of a pair, and the other is missing", "give both, or none")
+    if settings.output.format != "json" and not registry.url:
+        yield Conflict(
+            ("output.format", "schema_registry.url"),
+            f"{settings.output.format!r} is written with the id of a registered schema, and no registry is set",
+            'give schema_registry.url, or output.format = "json"',
+        )
 
 
 def _bounds(settings: Settings) -> Iterator[Conflict]:

@@ -166,6 +166,23 @@ class InputSettings(Section):
     """Records of one bucket notification."""
 
 
+class OutputSettings(Section):
+    """[output]"""
+
+    format: Literal["json", "json-schema", "avro", "protobuf"] = "json"
+
+
+class SchemaRegistrySettings(Section):
+    """[schema_registry]"""
+
+    url: str = ""
+    """Empty: none is used."""
+    username: str = ""
+    password: SecretStr = SecretStr("")
+    ca_file: str = ""
+    timeout_ms: Annotated[int, Field(ge=1)] = 5_000
+
+
 class RetrySettings(Section):
     """[retry]"""
 
@@ -238,6 +255,8 @@ class Settings(Section):
     model: ModelSettings = ModelSettings()
     stores: StoresSettings = StoresSettings()
     input: InputSettings = InputSettings()
+    output: OutputSettings = OutputSettings()
+    schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
     retry: RetrySettings = RetrySettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     drain: DrainSettings = DrainSettings()

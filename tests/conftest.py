@@ -11,6 +11,7 @@ import pytest
 
 from tests.kafka_broker import Cluster, KafkaBroker, KafkaUnavailable
 from tests.kafka_clients import unique
+from tests.schema_registry import SchemaRegistry
 
 ALLOWED_SKIPS = ("bird data",)
 """How the reason of a skip begins that CI accepts: data that is not part of the repository."""
@@ -99,6 +100,17 @@ def secure_broker() -> Iterator[KafkaBroker]:
     """A second broker of our own that asks for a password and refuses what no ACL allows; its user is `ouzel`."""
     with _or_skip(lambda: KafkaBroker(secure=True)) as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def schema_registry() -> Iterator[SchemaRegistry]:
+    """A real schema registry, in memory, that all tests share: give subjects names of one's own."""
+    try:
+        registry = SchemaRegistry()
+    except KafkaUnavailable as error:
+        pytest.skip(f"no schema registry: {error}")
+    with registry:
+        yield registry
 
 
 @dataclass(frozen=True, slots=True)

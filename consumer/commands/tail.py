@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from consumer.adapters.kafka_tools.reading import Reader, Record
+    from consumer.adapters.schema_registry.reading import ReadEvent
+    from consumer.settings import Settings
 
 _ROWS_KEPT = 200
+_FRAMING_BYTES = 5  # Confluent's: a zero and the schema's id
 _LABELS_SHOWN = 3
 _EVENT_COLUMNS = ("image", "labels", "score", "model", "latency")
 _LETTER_COLUMNS = ("position", "image", "error", "message")
@@ -35,7 +39,8 @@ def tail(
 ) -> None:
     """Follow the label events: a live table in a terminal, JSON lines when piped.
 
-    A JSON line is the event with its key, partition and offset added. Joins no group and commits nothing, so it never
+    A JSON line is the event with its key, partition and offset added; Avro and Protobuf are read as output.format says.
+    Joins no group and commits nothing, so it never
     disturbs a reader of yours. Ends at Ctrl-C with exit code 0.
 
         ouzel tail --from-beginning --limit 10
@@ -46,9 +51,11 @@ def tail(
     from consumer.console import settings_from, stdout_is_terminal
     from consumer.kafka_properties import client_properties
 
-    kafka = settings_from(ctx).kafka
+    settings = settings_from(ctx)
+    kafka = settings.kafka
     topic = kafka.dead_letter_topic if dead_letters else kafka.output_topic
-    show = _live_table(dead_letters=dead_letters) if stdout_is_terminal() else _json_lines(dead_letters=dead_letters)
+    view = _View(dead_letters=dead_letters, read=None if dead_letters else _event_reader(settings))
+    show = _live_table(view) if stdout_is_terminal() else _json_lines(view)
     shown = 0
     try:
         with Reader(client_properties(kafka, "consumer"), topic, timeout_s=kafka.request_timeout_ms / 1000) as reader:
@@ -83,26 +90,53 @@ def _records(reader: "Reader", *, limit: int | None, quiet_s: float | None) -> I
             return
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What is shown of a record."""
+
+    dead_letters: bool
+    read: "ReadEvent | None"
+
+    def line(self, record: "Record") -> dict[str, Any]:
+        return letter_line(record) if self.dead_letters else event_line(record, self.read)
+
+    def row(self, record: "Record") -> Row:
+        return letter_row(record) if self.dead_letters else event_row(record, self.read)
+
+
+def _event_reader(settings: "Settings") -> "ReadEvent | None":
+    """What reads events that are no JSON; None where they are."""
+    written_as = settings.output.format
+    if written_as == "json":
+        return None
+    from consumer import bootstrap
+
+    records = bootstrap.build_records(settings)
+    from consumer.adapters.schema_registry.reading import event_reader
+
+    return None if records is None else event_reader(records, written_as)
+
+
 @contextmanager
-def _json_lines(*, dead_letters: bool) -> Iterator[Callable[["Record"], None]]:
+def _json_lines(view: _View) -> Iterator[Callable[["Record"], None]]:
     from consumer.console import print_json
 
-    yield lambda record: print_json(letter_line(record) if dead_letters else event_line(record))
+    yield lambda record: print_json(view.line(record))
 
 
 @contextmanager
-def _live_table(*, dead_letters: bool) -> Iterator[Callable[["Record"], None]]:
+def _live_table(view: _View) -> Iterator[Callable[["Record"], None]]:
     """A table of the newest rows that fit the terminal."""
     from rich.console import Console
     from rich.live import Live
 
     console = Console()
-    columns = _LETTER_COLUMNS if dead_letters else _EVENT_COLUMNS
+    columns = _LETTER_COLUMNS if view.dead_letters else _EVENT_COLUMNS
     rows: deque[Row] = deque(maxlen=_ROWS_KEPT)
     with Live(console=console, refresh_per_second=8, auto_refresh=True) as live:
 
         def show_one(record: "Record") -> None:
-            rows.append(letter_row(record) if dead_letters else event_row(record))
+            rows.append(view.row(record))
             fitting = max(1, console.height - 6)
             live.update(_table(columns, list(rows)[-fitting:]))
 
@@ -123,16 +157,16 @@ def _table(columns: tuple[str, ...], rows: list[Row]) -> "Table":
     return table
 
 
-def event_line(record: "Record") -> dict[str, Any]:
-    """The event with `key`, `partition` and `offset`; a value that is no JSON object is under `value`."""
+def event_line(record: "Record", read: "ReadEvent | None" = None) -> dict[str, Any]:
+    """The event with `key`, `partition` and `offset`; a value that cannot be read is under `value`."""
     place = {"key": as_text(record.key), "partition": record.partition, "offset": record.offset}
-    event = _event(record)
+    event = _event(record, read)
     return {**event, **place} if event is not None else {"value": as_text(record.value), **place}
 
 
-def event_row(record: "Record") -> Row:
+def event_row(record: "Record", read: "ReadEvent | None" = None) -> Row:
     """A label event in the words of the table; what an event of another version lacks stays empty."""
-    event = _event(record) or {}
+    event = _event(record, read) or {}
     labels = [label for label in _list(event.get("labels")) if isinstance(label, dict)][:_LABELS_SHOWN]
     model = event.get("model") if isinstance(event.get("model"), dict) else {}
     timings = event.get("timings_ms") if isinstance(event.get("timings_ms"), dict) else {}
@@ -192,12 +226,14 @@ def as_text(data: bytes | None) -> str | None:
         return "base64:" + b64encode(data).decode()
 
 
-def _event(record: "Record") -> dict[str, Any] | None:
+def _event(record: "Record", read: "ReadEvent | None") -> dict[str, Any] | None:
     import orjson
 
+    value = record.value or b""
+    framed = value[:1] == b"\0"
     try:
-        found = orjson.loads(record.value or b"")
-    except orjson.JSONDecodeError:
+        found = read(value) if framed and read else orjson.loads(value[_FRAMING_BYTES:] if framed else value)
+    except Exception:  # what others wrote to the topic; it is shown as it is
         return None
     return found if isinstance(found, dict) else None
 

@@ -24,6 +24,7 @@ import orjson
 from consumer import headers as names
 from consumer.contract import LABEL_EVENT_TYPE
 from consumer.messages import Delivery, Headers, Labelled, OutputRecord, Partition, Rejected, TimestampType
+from consumer.ports import EventEncoder
 from consumer.redact import cut_text, redact_text, redact_uri
 
 MAX_OWN_HEADERS_BYTES: Final = 32 * 1024
@@ -43,11 +44,20 @@ _RECORD_OVERHEAD_BYTES = 1024  # more than the framing of one record and its bat
 _CE_TYPE = LABEL_EVENT_TYPE.encode()
 _TIMESTAMP_TYPES: Mapping[bytes, TimestampType] = {b"create": "create", b"log_append": "log_append", b"none": "none"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_JSON = ((names.CONTENT_TYPE, b"application/json"),)
 # https://www.w3.org/TR/trace-context/#traceparent-header: version, trace id, parent id, flags; ff is no version.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _DECIMAL = re.compile(rb"[0-9]{1,19}")
 _SIGNED_DECIMAL = re.compile(rb"-?[0-9]{1,19}")
+
+
+class JsonEncoder:
+    """`output.format = "json"`: the event as it is."""
+
+    content_type = b"application/json"
+
+    def encode(self, event: Mapping[str, Any]) -> bytes:
+        """UTF-8, on one line."""
+        return orjson.dumps(event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,8 @@ class EventContext:
     """What the input topic takes; the dead-letter topic takes `LETTER_ALLOWANCE_BYTES` more."""
     spring_headers: bool = False
     """Whether letters also carry Spring's headers."""
+    encoder: EventEncoder = field(default_factory=JsonEncoder)
+    """Writes the values of label events."""
     ce_source: bytes = field(init=False)
     """`/ouzel/GROUP`, percent-encoded: the `ce_source` of every event."""
 
@@ -126,7 +138,7 @@ def model_answer(labelled: Labelled) -> dict[str, Any]:
         "format": facts.format,
         "sha256": facts.sha256,
         "size_bytes": facts.size_bytes,
-        "applied": facts.applied,
+        "applied": list(facts.applied),
     }
     if version.etag is not None:
         image["etag"] = version.etag
@@ -162,7 +174,7 @@ def label_event(labelled: Labelled, context: EventContext, published_at: str) ->
     delivery = job.delivery
     origin = Origin.of(delivery, context)
     identity = event_id(origin, record_index=job.record_index, model_digest=labelled.model.digest)
-    value = orjson.dumps(
+    value = context.encoder.encode(
         {
             "event_id": identity,
             "image_id": job.image_id,
@@ -189,7 +201,7 @@ def label_event(labelled: Labelled, context: EventContext, published_at: str) ->
         ("ce_source", context.ce_source),
         ("ce_subject", job.image_id.encode()),
         ("ce_time", published_at.encode()),
-        *_JSON,
+        (names.CONTENT_TYPE, context.encoder.content_type),
         (names.TRACEPARENT, _traceparent(delivery, identity)),
     )
     return OutputRecord(topic=context.output_topic, value=value, key=delivery.key, headers=headers)

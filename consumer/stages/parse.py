@@ -1,12 +1,14 @@
 """Parse: from a message's bytes to what it asks for: one image, several, or nothing.
 
-Five forms, recognised by the `content-type` header, else by the first bytes:
+Five forms, recognised by the `content-type` header, else by the first bytes (those of Confluent's framing before all):
 
 * JSON, an image reference (`schemas/image-reference.v1.json`);
 * a CloudEvents 1.0 structured JSON whose `data` is one (binary-mode CloudEvents are the form above);
 * the encoded image itself;
 * `text/uri-list` with one URI;
 * a bucket's own notification in JSON (see `bucket_events`), the one form that may ask for several images or for none.
+
+An image reference may also come by Confluent's serializers, as JSON, Avro or Protobuf (see `framing`).
 
 The id of a notification's image is `bucket/key`, or `sha256:` and the digest of that where it is no id (over 1024
 characters, or with control characters). Of the other forms that carry no id, it is the `image-id` header, else the key,
@@ -25,7 +27,9 @@ from consumer.contract import MAX_IMAGE_ID_CHARS, MAX_URI_CHARS, ImageReference,
 from consumer.errors import ImageTooLarge, MalformedMessage
 from consumer.headers import CONTENT_TYPE, IMAGE_ID, ORIGIN_RECORD_INDEX
 from consumer.messages import Delivery, ImageJob, Parsed, Records, Rejected, Skipped
+from consumer.ports import RecordDecoder
 from consumer.stages import bucket_events
+from consumer.stages.framing import MAGIC, VALUE_SCHEMA_ID, foreign_serializer, is_json, unframed
 from consumer.stages.validate import validated
 
 Form = Literal["json", "cloudevent", "image", "uri-list"]
@@ -75,6 +79,7 @@ class Parser:
         max_metadata_bytes: most bytes of UTF-8 in all names and values of `metadata` together.
         max_image_bytes: most bytes of an image that comes inline; of a longer one nothing is decoded.
         max_records: most records of a bucket's notification.
+        schemas: reads framed Avro and Protobuf; None where no schema registry is set.
     """
 
     def __init__(
@@ -83,10 +88,12 @@ class Parser:
         max_metadata_bytes: int = 8 * 1024,
         max_image_bytes: int = 32 * 1024 * 1024,
         max_records: int = 100,
+        schemas: RecordDecoder | None = None,
     ) -> None:
         self._max_metadata_bytes = max_metadata_bytes
         self._max_image_bytes = max_image_bytes
         self._max_records = max_records
+        self._schemas = schemas
 
     def __call__(self, delivery: Delivery) -> Parsed:
         """What this message asks for.
@@ -94,24 +101,31 @@ class Parser:
         Raises:
             MalformedMessage: none of the five forms, or one with a field that is missing or wrong.
             ImageTooLarge: inline bytes beyond `max_image_bytes`.
+            SchemaNotLoaded: framed, and its schema is not known yet.
         """
         value = delivery.value
         if value is None:
             raise MalformedMessage("the value is null: a tombstone asks for no image; send an image or a reference")
         if not value:
             raise MalformedMessage("the value is empty: send an image, a JSON image reference or a URI")
-        media_type = _media_type(delivery)
+        media_type, schema_header = _headers_read(delivery)
+        if value[0] == MAGIC or schema_header is not None:
+            document = self._framed(media_type, value, schema_header)
+            if document is not None:
+                return self._document(delivery, document, enveloped=False)
         form = _form_of(media_type, value)
         if form == "image":
             return self._image(delivery, value, media_type)
         if form == "uri-list":
             return _uri_job(delivery, value)
-        document = _json_object(value)
+        return self._document(delivery, _json_object(value), enveloped=form == "cloudevent")
+
+    def _document(self, delivery: Delivery, document: dict[str, object], *, enveloped: bool) -> Parsed:
         if "image_id" not in document:
             found = bucket_events.read(document, event_type=_event_type(delivery), max_records=self._max_records)
             if found is not None:
                 return self._notification(delivery, found)
-        return self._reference(delivery, document, enveloped=form == "cloudevent")
+        return self._reference(delivery, document, enveloped=enveloped)
 
     def _notification(self, delivery: Delivery, found: list[bucket_events.Found]) -> Parsed:
         if len(found) > 1 and len(delivery.value or b"") > MAX_SEVERAL_BYTES:
@@ -151,6 +165,22 @@ class Parser:
             record_index=index,
         )
 
+    def _framed(self, media_type: str, value: bytes, header: bytes | None) -> dict[str, object] | None:
+        """The record in a value that Confluent's serializers wrote; None where it is an image or bare JSON."""
+        if header is None and (media_type.startswith("image/") or value[4:8] == b"ftyp"):
+            return None  # AVIF and HEIC begin with their first box: its size in four bytes, and its name
+        if header is not None and is_json(value):
+            return None
+        schema, payload = unframed(value, header)
+        if is_json(payload):
+            return _json_object(payload)
+        if self._schemas is None:
+            raise MalformedMessage(
+                f"the value is framed by Confluent's serializers (schema {schema}) and is not JSON: to read Avro and "
+                "Protobuf set schema_registry.url and install ouzel[registry], or send JSON"
+            )
+        return self._schemas.decode(schema, payload)
+
     def _reference(self, delivery: Delivery, document: dict[str, object], *, enveloped: bool) -> ImageJob:
         if enveloped or "specversion" in document:
             _check_cloudevent_data(document)
@@ -182,8 +212,8 @@ class Parser:
 
     def _check_inline_size(self, reference: object) -> None:
         data = reference.get("data") if isinstance(reference, dict) else None
-        if isinstance(data, str):
-            size = len(data) // 4 * 3 - data[-2:].count("=")
+        if isinstance(data, str | bytes):
+            size = len(data) if isinstance(data, bytes) else len(data) // 4 * 3 - data[-2:].count("=")
             if size > self._max_image_bytes:
                 raise ImageTooLarge(f"data: {_too_large(size, self._max_image_bytes)}")
 
@@ -223,13 +253,17 @@ def _event_type(delivery: Delivery) -> str | None:
     return None
 
 
-def _media_type(delivery: Delivery) -> str:
-    """The last `content-type` header without its parameters, lower case; empty where there is none."""
-    found = b""
+def _headers_read(delivery: Delivery) -> tuple[str, bytes | None]:
+    """The last `content-type` header without its parameters, lower case, empty where there is none; and the schema id
+    that serializers put into a header."""
+    found, schema = b"", None
     for name, value in delivery.headers:
         if value and name.lower() == CONTENT_TYPE:
             found = value
-    return found[:256].split(b";", 1)[0].strip().lower().decode("ascii", "replace") if found else ""
+        elif value and name == VALUE_SCHEMA_ID:
+            schema = value
+    media_type = found[:256].split(b";", 1)[0].strip().lower().decode("ascii", "replace") if found else ""
+    return media_type, schema
 
 
 def _form_of(media_type: str, value: bytes) -> Form:
@@ -249,7 +283,8 @@ def _form_of(media_type: str, value: bytes) -> Form:
     if _URI_START.match(value):
         raise MalformedMessage("the value looks like a bare URI: send it with the header `content-type: text/uri-list`")
     raise MalformedMessage(
-        "the first bytes are neither JSON nor a JPEG, PNG, WebP, BMP, GIF or TIFF image: "
+        foreign_serializer(value)
+        or "the first bytes are neither JSON nor a JPEG, PNG, WebP, BMP, GIF or TIFF image: "
         "send one of these, or say what it is in a `content-type` header"
     )
 

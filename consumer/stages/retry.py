@@ -29,6 +29,8 @@ class Attempt:
     tries: int = 0
     passed_over: int = 0
     """How often its store served another right after it had failed for this one, while it was presumed down."""
+    schema: int | str | None = None
+    """Set where it is a schema that is asked for, before the message can be parsed; the store is the registry then."""
 
 
 @dataclass(slots=True)

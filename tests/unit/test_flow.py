@@ -21,6 +21,8 @@ from consumer.errors import (
     ProcessingFailed,
     ReferenceRefused,
     RuntimeStuck,
+    SchemaNotLoaded,
+    SchemaUnavailable,
     StoreBusy,
     StoreFailed,
 )
@@ -43,7 +45,7 @@ from consumer.messages import (
 )
 from consumer.metrics import Metrics
 from consumer.observer import Observer
-from consumer.ports import MessageParser
+from consumer.ports import MessageParser, RecordDecoder
 from consumer.stages.batch import Batcher, padded_sizes
 from consumer.stages.fetch_cache import FetchCache
 from consumer.stages.infer import Inference
@@ -56,7 +58,14 @@ from tests.processes import wait_until
 class Rig:
     """A flow over fakes, its outcomes kept. `max_attempts` is 2 and backoff is drawn as 0."""
 
-    def __init__(self, *, parser: MessageParser = fake_parse, tombstones: str = "skip", cache_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        parser: MessageParser = fake_parse,
+        tombstones: str = "skip",
+        cache_bytes: int = 0,
+        schemas: RecordDecoder | None = None,
+    ) -> None:
         self.clock = FakeClock()
         self.store = FakeImageStore()
         self.decoder = FakeDecoder()
@@ -98,6 +107,7 @@ class Rig:
             fetch_concurrency=2,
             on_outcome=self._note,
             on_crash=self._note_crash,
+            schemas=schemas,
         )
         self.flow.start()
 
@@ -760,3 +770,109 @@ def test_an_answer_of_the_cache_does_not_say_that_the_store_is_up() -> None:
         assert _class(rig.of(lost)) == 2
     finally:
         rig.flow.close()
+
+
+# --- schemas --------------------------------------------------------------------------------------------------------
+
+
+class Registry:
+    """Knows schemas once they are loaded; `answer` is raised instead while it is set. A message's value is its schema's
+    number; the image is its first byte."""
+
+    def __init__(self) -> None:
+        self.known: set[int] = set()
+        self.answer: Exception | None = None
+        self.loads: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def parse(self, delivery: Delivery) -> ImageJob:
+        value = delivery.value or b""
+        if value.isdigit() and int(value) not in self.known:
+            raise SchemaNotLoaded(int(value))
+        return ImageJob(delivery, image_id="a", data=b"1")
+
+    def decode(self, schema: int | str, payload: bytes) -> dict[str, object]:
+        raise AssertionError("the parser does this")
+
+    def load(self, schema: int | str) -> bool:
+        assert isinstance(schema, int)
+        self.gate.wait(10)
+        if schema in self.known:
+            return False
+        self.loads.append(schema)
+        if self.answer is not None:
+            raise self.answer
+        self.known.add(schema)
+        return True
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry()
+
+
+@pytest.fixture
+def framed(make_rig: Callable[..., Rig], registry: Registry) -> Rig:
+    """A rig whose parser needs the registry."""
+    return make_rig(parser=registry.parse, schemas=registry)
+
+
+def test_a_schema_is_asked_for_once_and_its_messages_are_parsed_then(framed: Rig, registry: Registry) -> None:
+    (first,) = framed.submit(b"7")
+    assert isinstance(framed.of(first), Labelled)
+    (second,) = framed.submit(b"7")
+    assert isinstance(framed.of(second), Labelled)
+    assert registry.loads == [7]
+
+
+def test_a_registry_that_hangs_holds_up_no_message_that_needs_none(framed: Rig, registry: Registry) -> None:
+    registry.gate.clear()
+    waiting = framed.submit(b"7", b"8", b"9")
+    (other,) = framed.submit(b"json")
+    assert isinstance(framed.of(other), Labelled)
+    registry.gate.set()
+    assert all(isinstance(framed.of(each), Labelled) for each in waiting)
+
+
+def test_while_the_registry_is_away_messages_wait_and_none_is_a_letter(framed: Rig, registry: Registry) -> None:
+    registry.answer = SchemaUnavailable("away")
+    waiting = framed.submit(b"7", b"8", b"9")
+    framed.wait(lambda: "schema-registry" in framed.flow.down_stores(), "the registry to be presumed down")
+    (other,) = framed.submit(b"json")
+    assert isinstance(framed.of(other), Labelled)
+    assert len(framed.outcomes) == 1
+    registry.answer = None
+    assert all(isinstance(framed.of(each), Labelled) for each in waiting)
+    assert framed.flow.down_stores() == {}
+
+
+def test_a_schema_that_is_here_already_does_not_say_that_the_registry_is_up(framed: Rig, registry: Registry) -> None:
+    """Otherwise a schema that a registry, being down, did not give would be taken for the one at fault."""
+    registry.answer = SchemaUnavailable("away")
+    (lost, known) = framed.submit(b"7", b"8")
+    framed.wait(lambda: "schema-registry" in framed.flow.down_stores(), "the registry to be presumed down")
+    registry.known.add(8)  # as if another message's question had been answered just before
+    assert isinstance(framed.of(known), Labelled)
+    assert "schema-registry" in framed.flow.down_stores()
+    assert [outcome.delivery for outcome in framed.outcomes] == [known]
+    registry.answer = None
+    assert isinstance(framed.of(lost), Labelled)
+
+
+def test_a_schema_that_nobody_has_is_one_letter(framed: Rig, registry: Registry) -> None:
+    registry.answer = MalformedMessage("no such schema")
+    (sent,) = framed.submit(b"7")
+    outcome = framed.of(sent)
+    assert _error(outcome) == (MalformedMessage, "parse")
+    assert isinstance(outcome, Rejected)
+    assert outcome.image_id is None
+
+
+def test_a_message_that_waits_for_its_schema_goes_with_its_lease(framed: Rig, registry: Registry) -> None:
+    registry.answer = SchemaUnavailable("away")
+    (sent,) = framed.submit(b"7")
+    framed.wait(lambda: framed.waiting(sent), "it to wait")
+    framed.lease.state = LeaseState.ENDED
+    framed.flow.abandon_ended()
+    assert isinstance(framed.of(sent), Abandoned)

@@ -56,7 +56,10 @@ READ_THE_ENVIRONMENT = {
 }
 
 VENDORS = frozenset(
-    {"confluent_kafka", "tensorflow", "PIL", "boto3", "httpx", "requests", "urllib3", "onnxruntime", "mlflow"}
+    {
+        *("confluent_kafka", "fastavro", "google", "tensorflow", "PIL"),
+        *("boto3", "httpx", "requests", "urllib3", "onnxruntime", "mlflow"),
+    }
 )
 ONLY_IN = {
     "pydantic": (

@@ -409,3 +409,29 @@ def test_values_that_cannot_be_or_not_together_are_refused(write: Write, text: s
 @pytest.mark.parametrize("start", ["earliest", "latest", "2026-01-31T09:30:00Z", "2026-01-31T09:30:00.5+02:00"])
 def test_a_start_is_a_word_or_a_time(write: Write, start: str) -> None:
     assert load(write(f'[kafka]\nstart = "{start}"')).kafka.start == start
+
+
+# --- the schema registry --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('[output]\nformat = "avro"', "output.format"),
+        ('[schema_registry]\nurl = "registry:8081"', "schema_registry.url"),
+        ('[schema_registry]\nurl = "http://one:8081, two"', "schema_registry.url"),
+        ('[schema_registry]\nurl = "https://me:hunter2@one"', "carries a user name or password"),
+        ('[schema_registry]\nurl = "http://one"\nusername = "me"', "schema_registry.username"),
+    ],
+)
+def test_a_registry_that_cannot_be_used_is_told(write: Write, text: str, named: str) -> None:
+    page = _page(write(text))
+    assert named in page
+    assert "hunter2" not in page
+
+
+def test_the_registrys_password_is_shown_nowhere(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUZEL_SCHEMA_REGISTRY__PASSWORD", "hunter2")
+    settings = load(write('[schema_registry]\nurl = "http://one:8081,https://two"\nusername = "me"'))
+    assert settings.schema_registry.password.get_secret_value() == "hunter2"
+    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump_json()}"
