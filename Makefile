@@ -73,7 +73,7 @@ lock:  ## Resolve the lock files anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
 	  pyproject.toml --extra tensorflow --extra demo --group build --output-file requirements.lock
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
-	  pyproject.toml --extra tensorflow --extra demo --group build --group dev \
+	  pyproject.toml --extra tensorflow --extra demo --extra registry --group build --group dev \
 	  --constraints requirements.lock --output-file requirements-dev.lock
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
 	  pyproject.toml --extra gpu --extra demo --group build \
