@@ -1,4 +1,4 @@
-"""The figures of the README: `python -m benchmarks.figures all` (or stream, photographs, memory).
+"""The figures of the README: `python -m benchmarks.figures all` (or stream, photographs, memory, decoder-crash).
 
 Every figure is a ratio taken side by side in one run, or a slope; it says the spread over its rounds and what machine
 it was measured on. A broker is started for the purpose; nothing else should run beside it.
@@ -7,6 +7,7 @@ it was measured on. A broker is started for the purpose; nothing else should run
 import argparse
 import json
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -26,6 +27,8 @@ from consumer import bootstrap
 from consumer.cpu import quota_cores
 from consumer.settings import Settings
 from consumer.stages.batch import padded_sizes
+from tests.hostile_decoder import with_mark
+from tests.hostile_replica import ENTRY as HOSTILE
 
 PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "consumer" / "data" / "photographs"
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
@@ -38,6 +41,7 @@ def main() -> None:
         "stream": stream,
         "photographs": five_photographs,
         "memory": memory,
+        "decoder-crash": decoder_crash,
     }
     parser.add_argument("figure", choices=["all", *figures])
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements")
@@ -253,6 +257,53 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
         "resident_mib_at": {str(n): round(h / 2**20) for (n, h), _ in pairwise(samples[::4] + samples[-1:])},
         "images": count,
         "target": "no slope after the first 2,000",
+    }
+
+
+# --- a decoder that crashes -----------------------------------------------------------------------------------------
+
+
+def decoder_crash(arguments: argparse.Namespace) -> dict[str, Any]:
+    """From a segmentation fault in the decoder, in the midst of work, until the replica that is started at once after
+    it is ready, and until the culprit's dead letter is out.
+
+    It is a static member: another kind would first be missed by the group, after its session timeout.
+    """
+    birds, values = BirdModel.find(), _small_photographs()
+    settings = (birds.environment if birds else {}) | {
+        "OUZEL_KAFKA__GROUP_PROTOCOL": "classic",
+        "OUZEL_KAFKA__GROUP_INSTANCE_ID": "bench",
+    }
+    count = arguments.images or 200
+    ready, letter, plain = [], [], []
+    topics = [{part: f"{part}-crash-{n}" for part in ("input", "output", "letters")} for n in range(arguments.rounds)]
+    with broker([name for names in topics for name in names.values()]) as node:
+        for number, names in enumerate(topics):
+            started_s = time.monotonic()
+            with replica(node, names, settings, entry=HOSTILE) as first:
+                first.wait_ready()
+                plain.append(time.monotonic() - started_s)
+                fill(node, names["input"], values, count // 2)
+                fill(node, names["input"], [with_mark(values[0], "segfault")], 1)
+                fill(node, names["input"], values, count // 2)
+                if first.process.wait(60) != -signal.SIGSEGV:
+                    raise RuntimeError(f"it ended with {first.process.returncode}")
+            crashed_s = time.monotonic()
+            with replica(node, names, settings, entry=HOSTILE) as second:
+                second.wait_ready()
+                ready.append(time.monotonic() - crashed_s)
+                letters = Follower(node, names["letters"])
+                letter.append(letters.until(1) - crashed_s)
+                letters.close()
+            _say(
+                f"round {number + 1}: ready after {ready[-1]:.2f} s (a plain start {plain[-1]:.2f} s), "
+                f"letter {letter[-1]:.2f} s"
+            )
+    return {
+        "ready_over_plain_start": _spread([each / start for each, start in zip(ready, plain, strict=True)]),
+        "ready_s": _spread(ready),
+        "letter_after_ready_s": _spread([out - each for out, each in zip(letter, ready, strict=True)]),
+        "images": count,
     }
 
 

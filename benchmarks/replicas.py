@@ -91,7 +91,9 @@ def broker(topics: Sequence[str]) -> Iterator[KafkaBroker]:
 
 
 @contextmanager
-def replica(node: KafkaBroker, topics: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Replica]:
+def replica(
+    node: KafkaBroker, topics: Mapping[str, str], environment: Mapping[str, str], *, entry: str = "consumer"
+) -> Iterator[Replica]:
     """A replica of the service; `topics` by `input`, `output`, `letters`."""
     health = f"127.0.0.1:{free_port()}"
     settings = {
@@ -108,7 +110,7 @@ def replica(node: KafkaBroker, topics: Mapping[str, str], environment: Mapping[s
     }
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "consumer", "run"], cwd=ROOT, env=settings, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", entry, "run"], cwd=ROOT, env=settings, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             yield Replica(process, health)

@@ -1,5 +1,6 @@
 """Wires ports to adapters: the only module that imports them. Reads like the list of what the service is made of."""
 
+import faulthandler
 import os
 import random
 import signal
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
@@ -33,9 +34,11 @@ from consumer.ports import (
     ModelRuntime,
     RecordDecoder,
     ResultSink,
+    SandboxedDecoder,
 )
 from consumer.settings import Settings
 from consumer.settings_tables import FetchCacheSettings, HttpStoreSettings
+from consumer.silence import SilenceLimit
 from consumer.stages.batch import Batcher, padded_sizes
 from consumer.stages.dead_letter_limit import DeadLetterLimit
 from consumer.stages.events import EventContext, JsonEncoder
@@ -51,6 +54,11 @@ if TYPE_CHECKING:
     from confluent_kafka.schema_registry import SchemaRegistryClient
 
 _FLUSH_S = 2.0  # after a drain nothing is under way, or its deadline has passed
+# What decoding may take at most: floating-point samples are stretched in six arrays of four bytes a pixel, the message
+# is there as JSON, base64 and bytes, and libraries map themselves.
+_DECODE_BYTES_A_PIXEL = 32
+_DECODE_BODIES = 4
+_DECODE_MORE_BYTES = 256 * 1024 * 1024
 DEFAULT_MAX_POLL_INTERVAL_MS = 300_000  # librdkafka's own
 
 
@@ -61,6 +69,8 @@ class Model:
     runtime: ModelRuntime
     labels: Labels
     decoder: ImageDecoder
+    sandbox: SandboxedDecoder
+    """The same decoder in a child process, for suspects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +117,31 @@ def load_model(settings: Settings, *, progress: Callable[[float, str], None] | N
     labels_digest = file_sha256(labels_file) if labels_file is not None else ""
     runtime = _runtime(settings, labels_digest, preprocessing, weights)
     labels = load_labels(labels_file, runtime.class_count) if labels_file is not None else no_labels()
-    decoder = PillowDecoder(
-        runtime.input_size,
-        resize=model.resize,
-        crop=model.crop,
-        max_pixels=settings.input.max_pixels,
-        formats=settings.input.formats,
+    arguments: dict[str, Any] = {
+        "input_size": runtime.input_size,
+        "resize": model.resize,
+        "crop": model.crop,
+        "max_pixels": settings.input.max_pixels,
+        "formats": settings.input.formats,
+    }
+    sandbox = sandboxed(settings, "consumer.adapters.image:PillowDecoder", arguments)
+    return Model(runtime, labels, PillowDecoder(**arguments), sandbox)
+
+
+def sandboxed(settings: Settings, factory: str, arguments: Mapping[str, Any]) -> SandboxedDecoder:
+    """The decoder that `factory` (`module:callable`) makes of these arguments, in a child process that starts with its
+    first image."""
+    from consumer.adapters import decode_sandbox
+
+    return decode_sandbox.SandboxedDecoder(
+        factory,
+        arguments,
+        input_size=arguments["input_size"],
+        memory_bytes=settings.input.max_pixels * _DECODE_BYTES_A_PIXEL
+        + settings.stores.max_image_bytes * _DECODE_BODIES
+        + _DECODE_MORE_BYTES,
+        deadline_s=settings.decode.deadline_ms / 1000,
     )
-    return Model(runtime, labels, decoder)
 
 
 def _with_default_model(
@@ -257,6 +284,7 @@ def build_flow(
         stores=stores,
         cache=_fetch_cache(settings.stores.cache, clock, observer),
         decoder=model.decoder,
+        sandbox=model.sandbox,
         inference=Inference(
             model.runtime,
             model.labels,
@@ -280,6 +308,9 @@ def build_flow(
         max_image_bytes=settings.stores.max_image_bytes,
         fetch_deadline_s=settings.stores.fetch_deadline_ms / 1000,
         infer_deadline_s=settings.model.infer_deadline_ms / 1000,
+        decode_deadline_s=settings.decode.deadline_ms / 1000,
+        # All cores at work use as much within the deadline, and no less than the deadline has passed then.
+        silence=SilenceLimit(settings.decode.deadline_ms / 1000 * quota_cores()),
         decode_threads=pipeline.decode_threads or quota_cores(),
         fetch_concurrency=pipeline.fetch_concurrency,
         on_outcome=on_outcome,
@@ -479,6 +510,8 @@ class Service:
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
+        # Where everything stood, to stderr, before the default ends the process: see `silence`.
+        faulthandler.register(signal.SIGPROF, chain=True)
         signal.signal(signal.SIGUSR1, lambda _number, _frame: self.pipeline.resume())
 
 
@@ -520,6 +553,7 @@ def _rules(settings: Settings, *, ignore_earlier_trips: bool) -> Rules:
         metadata_interval_s=kafka.metadata_interval_ms / 1000,
         topic_gone_s=kafka.topic_gone_ms / 1000,
         topics=tuple(kafka.input_topics),
+        max_uncommitted_messages=settings.pipeline.max_uncommitted_messages,
         start=start,
         stop_on_offset_lost=kafka.on_offset_lost == "stop",
         exit_on_limit=settings.dead_letters.on_limit == "exit",

@@ -25,7 +25,8 @@ _EXIT_CODES = """
 [bold]Exit codes[/bold]  0 done · 1 some of it failed, and is listed · 2 wrong usage or settings · 3 model or device ·
 4 a model call that does not return · 5 no broker or schema registry ·
 6 no such topic or schema · 7 not allowed · 8 output refused · 9 another member has this group.instance.id ·
-10 too many dead letters · 11 another `dlq replay` took over · 12 records lost to retention · 70 anything else
+10 too many dead letters · 11 another `dlq replay` took over · 12 records lost to retention ·
+13 a decode that does not return · 14 no sandbox for suspects · 70 anything else
 """
 
 app = typer.Typer(

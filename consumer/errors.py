@@ -6,6 +6,7 @@ OuzelError
 │   ├── ReferenceRefused    a scheme, root or form of URI that the settings do not allow    [content]
 │   ├── NotAnImage          no decoder takes it, or it is cut short                         [content]
 │   ├── ImageTooLarge       more bytes or pixels than the settings allow                    [content]
+│   ├── DecoderCrashed      alone in its sandbox, the decoder ends or hangs on it            [content]
 │   ├── ChecksumMismatch    the bytes are not the ones the message promised                 [content]
 │   ├── ImageNotFound       the store answers, and has no such image                        [system]
 │   ├── StoreFailed         a store that serves others keeps failing for this image         [system]
@@ -33,6 +34,8 @@ OuzelError
     ├── DeadLetterLimit    10   only with dead_letters.on_limit = "exit"
     ├── ReplayFenced       11   another `ouzel dlq replay` took over
     ├── RecordsLost        12   only with kafka.on_offset_lost = "stop"
+    ├── DecoderStuck       13   a decode past its deadline: it cannot be cancelled
+    ├── SandboxFailed      14   no child process can be started to decode suspects in
     └── CommandRefused      1   a command that cannot, or must not, do what it was asked
 """
 
@@ -66,6 +69,11 @@ class NotAnImage(InvalidMessage):
 
 class ImageTooLarge(InvalidMessage):
     """More bytes or pixels than the settings allow."""
+
+
+class DecoderCrashed(InvalidMessage):
+    """Alone in a fresh sandbox, the decoder ended, or did not come back from this image. Outside it the image would end
+    every replica that takes it."""
 
 
 class ChecksumMismatch(InvalidMessage):
@@ -227,6 +235,19 @@ class RecordsLost(Fatal):
     """Retention took records before they were read, with `kafka.on_offset_lost = "stop"`."""
 
     exit_code = 12
+
+
+class DecoderStuck(Fatal):
+    """A decode past its deadline. It cannot be cancelled, so the process ends with nothing committed past it, and the
+    next owner decodes the suspects in a sandbox."""
+
+    exit_code = 13
+
+
+class SandboxFailed(Fatal):
+    """No child process can be started, and decoding suspects without one could end the replica again and again."""
+
+    exit_code = 14
 
 
 class DeadLetterLimit(Fatal):

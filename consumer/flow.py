@@ -10,15 +10,21 @@ Stages overlap: while one batch is on the model, the next images are fetched and
 
 Each record of a message that carries several goes this way alone, under a delivery of its own; the message leaves as
 one outcome when the last of them is there.
+
+A suspect, which may have ended the last process that decoded it, is decoded in a sandbox, one after the other.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 from consumer.errors import (
+    DecoderCrashed,
+    DecoderStuck,
+    Fatal,
     InvalidMessage,
     MalformedMessage,
     ProcessingFailed,
@@ -43,7 +49,8 @@ from consumer.messages import (
     StoredImage,
 )
 from consumer.observer import Observer
-from consumer.ports import Clock, ImageDecoder, ImageStore, MessageParser, RecordDecoder
+from consumer.ports import Clock, ImageDecoder, ImageStore, MessageParser, RecordDecoder, SandboxedDecoder
+from consumer.silence import SilenceLimit
 from consumer.stages.batch import Batcher
 from consumer.stages.fetch import choose_store, verify
 from consumer.stages.fetch_cache import Answer, FetchCache, key_of
@@ -54,6 +61,8 @@ from consumer.stages.retry import Attempt, Retries
 
 _JOIN_S = 10.0
 _SCHEMA_REGISTRY = "schema-registry"  # its health key, beside those of the stores
+_SANDBOX_REST_S = 30.0
+"""Seconds without a suspect after which the sandbox's memory is given back."""
 _NO_STAGE = frozenset({"waiting", "gathering"})
 """Where an item may sit for as long as it takes: waiting for a store that is down, or for the parts of its message."""
 
@@ -84,6 +93,7 @@ class Flow:
         stores: Sequence[ImageStore],
         cache: FetchCache | None = None,
         decoder: ImageDecoder,
+        sandbox: SandboxedDecoder,
         inference: Inference,
         batcher: Batcher,
         retries: Retries,
@@ -94,6 +104,8 @@ class Flow:
         max_image_bytes: int,
         fetch_deadline_s: float,
         infer_deadline_s: float,
+        decode_deadline_s: float,
+        silence: SilenceLimit,
         decode_threads: int,
         fetch_concurrency: int,
         on_outcome: Callable[[Outcome], None],
@@ -105,6 +117,7 @@ class Flow:
         self._stores = tuple(stores)
         self._cache = cache
         self._decoder = decoder
+        self._sandbox = sandbox
         self._inference = inference
         self._batcher = batcher
         self._retries = retries
@@ -116,9 +129,12 @@ class Flow:
         self._max_image_bytes = max_image_bytes
         self._fetch_deadline_s = fetch_deadline_s
         self._infer_deadline_s = infer_deadline_s
+        self._decode_deadline_s = decode_deadline_s
+        self._silence = silence
         self._on_outcome = on_outcome
         self._on_crash = on_crash
         self._decode_pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._sandbox_pool = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
         self._fetch_pool = ThreadPoolExecutor(fetch_concurrency, thread_name_prefix="fetch")
         self._model_thread = threading.Thread(target=self._run_model, name="model", daemon=True)
         self._batch_changed = threading.Condition()
@@ -128,6 +144,9 @@ class Flow:
         self._stuck = False
         self._stage_of: dict[int, tuple[str, float]] = {}
         self._wholes: dict[int, _Whole] = {}
+        self._with_decoder: dict[int, tuple[float, Delivery]] = {}
+        self._with_decoder_lock = threading.Lock()
+        self._sandbox_used_s: float | None = None
 
     # --- for the owner ----------------------------------------------------------------------------------------------
 
@@ -148,6 +167,7 @@ class Flow:
 
         Raises:
             RuntimeStuck: a model call is past its deadline.
+            DecoderStuck: a decode is.
         """
         now_s = self._clock.monotonic_s()
         since_s = self._infer_since_s
@@ -157,10 +177,37 @@ class Flow:
                 f"a model call has not returned for {self._infer_deadline_s:g} s",
                 remedy="raise model.infer_deadline_ms if the model is that slow, or lower batch.max_size",
             )
+        self._check_decoder(now_s)
+        self._rest_sandbox(now_s)
         with self._retries_lock:
             due = self._retries.due(now_s)
         for attempt in due:
             self._fetch_pool.submit(self._guard, self._fetch if attempt.schema is None else self._load_schema, attempt)
+
+    def _check_decoder(self, now_s: float) -> None:
+        with self._with_decoder_lock:
+            self._mind_silence()
+            decoding = list(self._with_decoder.values())
+        for since_s, delivery in decoding:
+            if now_s - since_s > self._decode_deadline_s:
+                raise DecoderStuck(
+                    f"decoding {delivery.partition} offset {delivery.offset} has not ended for "
+                    f"{self._decode_deadline_s:g} s",
+                    remedy="start again: what was in hand is then decoded in a sandbox, the culprit a dead letter. "
+                    "Raise decode.deadline_ms if images take that long",
+                )
+
+    def _rest_sandbox(self, now_s: float) -> None:
+        used_s = self._sandbox_used_s
+        if used_s is not None and now_s - used_s > _SANDBOX_REST_S:
+            self._sandbox_used_s = None
+            self._sandbox_pool.submit(self._sandbox.close)
+
+    def is_decoding(self, delivery: Delivery) -> bool:
+        """Whether a decoder has it, or a part of it."""
+        with self._with_decoder_lock:
+            parts = [held.part_of for _, held in self._with_decoder.values()]
+        return self._stage_of.get(id(delivery), ("", 0.0))[0] == "decode" or any(each is delivery for each in parts)
 
     def has_begun(self, delivery: Delivery) -> bool:
         """Whether a stage has taken it up."""
@@ -199,6 +246,8 @@ class Flow:
         self._budget.close()
         self._fetch_pool.shutdown(wait=False, cancel_futures=True)
         self._decode_pool.shutdown(wait=False, cancel_futures=True)
+        self._sandbox_pool.shutdown(wait=False, cancel_futures=True)
+        self._sandbox.close()
         if self._model_thread.is_alive() and not self._stuck:
             self._model_thread.join(timeout=_JOIN_S)
 
@@ -238,7 +287,12 @@ class Flow:
     def _go(self, job: ImageJob, attempt: Attempt | None) -> None:
         """From the decode pool on: an inline image stays in it, a reference goes to the fetch pool."""
         if attempt is None:
-            self._receive(FetchedImage(job, job.data or b""), "parse")
+            fetched = FetchedImage(job, job.data or b"")
+            if job.delivery.suspect:
+                self._leave_decode_pool()
+                self._await_sandbox(fetched, "parse")
+            else:
+                self._receive(fetched, "parse")
             return
         self._leave_decode_pool()
         if self._admitted(attempt):
@@ -397,9 +451,12 @@ class Flow:
             self._end_attempt(attempt)  # says nothing of the store
         else:
             self._served(attempt, now_s)
-        self._enter_decode_pool()
         fetched = FetchedImage(job, stored.body, fetch_ms=(now_s - started_s) * 1000, version=stored.version)
-        self._decode_pool.submit(self._guard, self._receive, fetched, "fetch")
+        if job.delivery.suspect:
+            self._await_sandbox(fetched, "fetch")
+        else:
+            self._enter_decode_pool()
+            self._decode_pool.submit(self._guard, self._receive, fetched, "fetch")
 
     def _stored(self, store: ImageStore, job: ImageJob, uri: str) -> tuple[StoredImage, Answer]:
         def fetch() -> StoredImage:
@@ -457,11 +514,17 @@ class Flow:
 
     # --- decode -----------------------------------------------------------------------------------------------------
 
+    def _await_sandbox(self, fetched: FetchedImage, stage: str) -> None:
+        """Its turn comes after the suspects before it, however long they take. No batch waits for it meanwhile."""
+        self._enter_stage(fetched.job.delivery, "waiting")
+        self._sandbox_pool.submit(self._guard, self._receive, fetched, stage)
+
     def _receive(self, fetched: FetchedImage, stage: str) -> None:
         """Bytes are here: hold them to what the message promised, then decode."""
         job = fetched.job
-        if job.delivery.lease.ended:
-            self._leave_decode_pool()
+        lease = job.delivery.lease
+        if lease.ended or (job.delivery.suspect and not lease.wants_new_work):  # a suspect may have waited for long
+            self._leave_decoding(job.delivery)
             self._leave(Abandoned(job.delivery))
             return
         self._enter_stage(job.delivery, "decode")
@@ -470,9 +533,11 @@ class Flow:
         try:
             verify(job, fetched.body, max_bytes=self._max_image_bytes)
             stage = "decode"
+            if job.delivery.suspect:
+                self._observer.sandboxed()
             image = self._decode(fetched)
         except InvalidMessage as error:
-            self._leave_decode_pool()
+            self._leave_decoding(job.delivery)
             self._reject(job.delivery, error, stage, job.image_id)
             return
         if fetched.body is not job.delivery.value:
@@ -481,18 +546,20 @@ class Flow:
         self._stage_of[id(job.delivery)] = ("batch", image.ready_s)
         with self._batch_changed:
             self._batcher.add(image)
-            self._coming -= 1
+            self._leave_decoding(job.delivery)
             self._batch_changed.notify_all()
 
     def _decode(self, fetched: FetchedImage) -> DecodedImage:
-        """Raises NotAnImage, ImageTooLarge."""
+        """Raises NotAnImage, ImageTooLarge, DecoderCrashed, SandboxFailed."""
         job, started_s = fetched.job, self._clock.monotonic_s()
         with self._observer.stage("decode"):
-            facts = self._decoder.measure(fetched.body)
+            with self._decoder_for(job.delivery) as decoder:
+                facts = decoder.measure(fetched.body)
             reserved_bytes = facts.width * facts.height * 3
             self._budget.reserve(reserved_bytes)
             try:
-                pixels = self._decoder.decode(fetched.body)
+                with self._decoder_for(job.delivery) as decoder:
+                    pixels = decoder.decode(fetched.body)
             finally:
                 self._budget.unreserve(reserved_bytes)
         now_s = self._clock.monotonic_s()
@@ -505,6 +572,35 @@ class Flow:
             ready_s=now_s,
             version=fetched.version,
         )
+
+    @contextmanager
+    def _decoder_for(self, delivery: Delivery) -> Iterator[ImageDecoder]:
+        """The sandbox for suspects, which has a deadline of its own; else our own threads, watched by `tick`."""
+        if delivery.suspect:
+            try:
+                yield self._sandbox
+            except DecoderCrashed:
+                self._observer.decoder_crashed()
+                raise
+            finally:
+                self._sandbox_used_s = self._clock.monotonic_s()
+            return
+        with self._with_decoder_lock:
+            self._with_decoder[id(delivery)] = (self._clock.monotonic_s(), delivery)
+            self._mind_silence()
+        try:
+            yield self._decoder
+        finally:
+            with self._with_decoder_lock:
+                del self._with_decoder[id(delivery)]
+                self._mind_silence()
+
+    def _mind_silence(self) -> None:
+        """A decoder that holds the interpreter's lock stops `tick` too."""
+        if self._with_decoder:
+            self._silence.heard()
+        else:
+            self._silence.over()
 
     # --- batch, infer -----------------------------------------------------------------------------------------------
 
@@ -568,6 +664,10 @@ class Flow:
             self._coming -= 1
             self._batch_changed.notify_all()
 
+    def _leave_decoding(self, delivery: Delivery) -> None:
+        if not delivery.suspect:
+            self._leave_decode_pool()
+
     def _enter_stage(self, delivery: Delivery, stage: str) -> float:
         now_s = self._clock.monotonic_s()
         self._stage_of[id(delivery)] = (stage, now_s)
@@ -580,12 +680,17 @@ class Flow:
         delivery = job if isinstance(job, Delivery) else job.delivery
         try:
             work(item, *args)
+        except Fatal as error:
+            if not self._closed:
+                self._on_crash(error)
         except Exception as error:
             if self._closed:
                 return
             stage = self._stage_of.get(id(delivery), ("parse", 0.0))[0]
-            if stage in ("parse", "decode"):
+            if stage == "parse":
                 self._leave_decode_pool()
+            elif stage == "decode":
+                self._leave_decoding(delivery)
             if isinstance(item, Attempt):
                 self._end_attempt(item)
             failure = ProcessingFailed(f"{stage} failed: {type(error).__name__}: {error}")

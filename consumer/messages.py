@@ -78,6 +78,8 @@ class Delivery:
     """Monotonic seconds when the source handed it over."""
     part_of: "Delivery | None" = field(default=None, repr=False, compare=False)
     """The message that this is one record of, where a message carries several; each goes through the stages alone."""
+    suspect: bool = False
+    """Whether it may have ended the process of its partition's last owner: it is decoded in a sandbox."""
 
     @property
     def partition(self) -> Partition:

@@ -51,6 +51,14 @@ class Metrics:
             ["topic", "partition"],
             registry=own,
         )
+        self._sandboxed = Counter(
+            "ouzel_sandboxed_images",
+            "Images decoded in a child process: an owner of their partition had ended without a word.",
+            registry=own,
+        )
+        self._decoder_crashes = Counter(
+            "ouzel_decoder_crashes", "Images on which the decoder crashed or hung in its sandbox.", registry=own
+        )
         self._messages = Gauge("ouzel_inflight_messages", "Messages read and not yet finished.", registry=own)
         self._bytes = Gauge("ouzel_inflight_bytes", "Bytes held for messages, images and pixels.", registry=own)
         self._skipped = Counter(
@@ -100,6 +108,14 @@ class Metrics:
         self._batch.observe(images)
         if padding:
             self._padding.inc(padding)
+
+    def sandboxed(self) -> None:
+        """One image was given to the sandbox."""
+        self._sandboxed.inc()
+
+    def decoder_crash(self) -> None:
+        """One image ended its decoder in the sandbox, or hung it."""
+        self._decoder_crashes.inc()
 
     def lag(self, messages: Mapping[Partition, int]) -> None:
         """The lag of our partitions, as last known."""

@@ -56,6 +56,14 @@ class Observer:
             self.metrics.image("skipped")
             self.metrics.skipped(outcome.reason)
 
+    def sandboxed(self) -> None:
+        """An image went to the sandbox."""
+        self.metrics.sandboxed()
+
+    def decoder_crashed(self) -> None:
+        """The sandbox found an image that ends its decoder, or never lets it come back."""
+        self.metrics.decoder_crash()
+
     def batch(self, images: int, padding: int) -> None:
         """A batch went through the model."""
         self.metrics.batch(images, padding)

@@ -24,6 +24,7 @@ from consumer.stages.dead_letter_limit import Trip
 from consumer.stages.intake import ByteBudget, Intake, PartitionLoad
 from consumer.stages.publish import Publisher, Settled
 from consumer.stages.start import Note, StartPoint, find_starts
+from consumer.stages.suspects import Suspects
 
 T = TypeVar("T")
 
@@ -31,6 +32,8 @@ _POLL_S = 0.1
 _DRAIN_STEP_S = 0.02
 _MESSAGES_A_TURN = 200
 _ASK_AGAIN_S = 1.0
+_POLL_FOR_MARKS_S = 0.005  # an answer is read after a poll, and partitions wait for it
+_MARK_AGAIN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Rules:
     metadata_interval_s: float
     topics: tuple[str, ...]
     """The input topics."""
+    max_uncommitted_messages: int
+    """Of one partition: where the intake pauses it."""
     start: str | int
     """`earliest`, `latest` or milliseconds since the epoch."""
     stop_on_offset_lost: bool
@@ -93,6 +98,8 @@ class Pipeline:
         self._questions = ThreadPoolExecutor(1, thread_name_prefix="questions")
         self._ledgers: dict[Partition, PartitionLedger] = {}
         self._pending: dict[Partition, Lease] = {}
+        self._unmarked: set[Partition] = set()
+        self._suspects: dict[Partition, Suspects] = {}
         self._ask_at_s: dict[Partition, float] = {}
         self._lost_at_s: dict[Partition, float] = {}
         self._topic_ids: dict[str, str] = {}
@@ -178,7 +185,7 @@ class Pipeline:
             self._wait_for_room()
         if not self._has_room() and len(self._paused) < len(self._ledgers):
             return  # a poll would hand over a message; if this lasts, the partitions pause and polls are safe
-        timeout_s = _POLL_S
+        timeout_s = _POLL_FOR_MARKS_S if self._unmarked else _POLL_S
         for _ in range(_MESSAGES_A_TURN):
             try:
                 found = self._source.poll(timeout_s)
@@ -210,6 +217,9 @@ class Pipeline:
         ledger = self._ledgers.get(delivery.partition)
         if ledger is None or ledger.lease is not delivery.lease:
             return  # read under a lease that is over; its next owner reads it again
+        suspects = self._suspects.get(delivery.partition)
+        if suspects is not None and suspects.take(delivery.offset):
+            delivery = replace(delivery, suspect=True)
         ledger.take(delivery)
         self._publisher.took(delivery)
         self._flow.submit(delivery)
@@ -217,8 +227,9 @@ class Pipeline:
     def _read_again(self, error: Retryable) -> None:
         """What poll had in hand may be gone: read every partition again from after the last message taken."""
         logger.error("{}; reading again from where each partition stands", error)
-        for ledger in self._ledgers.values():
-            self._source.start(ledger.lease, ledger.next_offset)
+        for partition, ledger in self._ledgers.items():
+            if partition not in self._unmarked:
+                self._source.start(ledger.lease, ledger.next_offset)
 
     def _read_inbox(self) -> None:
         deferred, self._deferred = self._deferred, []
@@ -363,10 +374,51 @@ class Pipeline:
             lease.topic_id = self._topic_ids[partition.topic] = point.topic_id
             self._honour_trip(partition, point)
             note = replace(point.note, trip=None) if self._rules.ignore_earlier_trips else point.note
+            note = replace(note, in_hand=self._most_in_hand)
             self._ledgers[partition] = PartitionLedger(
                 lease, start=point.offset, committed=point.committed, note=note.dump()
             )
-            self._source.start(lease, point.offset)
+            self._suspect(partition, point)
+            self._unmarked.add(partition)
+            self._commit_at_s = 0.0
+        self._start_marked()
+
+    # --- marks: how the next owner learns that we ended without a word ----------------------------------------------
+
+    @property
+    def _most_in_hand(self) -> int:
+        """A partition is paused at its bound once a turn."""
+        return self._rules.max_uncommitted_messages + _MESSAGES_A_TURN
+
+    def _start_marked(self) -> None:
+        """Read from where the mark is at the broker: no message may end us that the next owner would not suspect."""
+        for partition in list(self._unmarked):
+            ledger = self._ledgers[partition]
+            committed = ledger.committed
+            if committed is not None and Note.load(committed.metadata).in_hand >= self._most_in_hand:
+                self._unmarked.discard(partition)
+                self._source.start(ledger.lease, ledger.next_offset)
+
+    def _clear_marks(self, ledgers: Iterable[PartitionLedger]) -> None:
+        """We end, or give these away, in order. Not where an image is still with the decoder, which may never come
+        back, nor where suspects are left: they are the next owner's."""
+        for ledger in ledgers:
+            suspects = self._suspects.get(ledger.lease.partition)
+            left = suspects is not None and not suspects.passed(
+                next_offset=ledger.next_offset, finished_to=ledger.finished_to
+            )
+            if not left and not any(map(self._flow.is_decoding, ledger.unfinished())):
+                ledger.note = replace(Note.load(ledger.note), in_hand=0).dump()
+
+    def _suspect(self, partition: Partition, point: StartPoint) -> None:
+        if point.suspects is None:
+            return
+        end, most = point.suspects
+        self._suspects[partition] = Suspects(end=end, most=most)
+        logger.bind(topic=partition.topic, partition=partition.number).warning(
+            "the last owner ended without a word: up to {} messages that it had in hand are decoded in a sandbox",
+            min(most, end - point.offset),
+        )
 
     def _honour_trip(self, partition: Partition, point: StartPoint) -> None:
         if point.note.trip is not None and not self._rules.ignore_earlier_trips:
@@ -490,7 +542,9 @@ class Pipeline:
             partition = ledger.lease.partition
             # Once the group is being left, a message may have been read that nobody took: what ended the loop came
             # with it. The position is past it.
-            point = ledger.point(None if self._closing else self._source.position(partition))
+            # Nor does it count before the partition is read: it is then an older lease's.
+            unknown = self._closing or partition in self._unmarked
+            point = ledger.point(None if unknown else self._source.position(partition))
             if point is not None:
                 points[partition] = point
         if points:
@@ -506,6 +560,9 @@ class Pipeline:
         for partition, point in result.committed.items():
             if partition in self._ledgers:
                 self._ledgers[partition].committed_to(point)
+        self._start_marked()
+        if self._unmarked and result.errors:  # refused in the midst of a rebalance, say, and partitions wait for it
+            self._commit_at_s = min(self._commit_at_s, self._clock.monotonic_s() + _MARK_AGAIN_S)
         self._observer.committed(result)
         self._observer.stage_seconds("commit", self._clock.monotonic_s() - self._commit_sent_s)
 
@@ -520,6 +577,7 @@ class Pipeline:
         deadline_s = self._clock.monotonic_s() + self._rules.drain_timeout_s
         if not self._closing:
             self._drain(ledgers, deadline_s, wait=self._wait_for_inbox)
+        self._clear_marks(ledgers)
         self._last_commit(ledgers, deadline_s)
         self._end(partitions)
 
@@ -595,6 +653,8 @@ class Pipeline:
         for partition in partitions:
             self._limit.forget(partition)
             self._probations.discard(partition)
+            self._unmarked.discard(partition)
+            self._suspects.pop(partition, None)
             self._observer.lag_gone(partition)
             for waiting in (self._pending, self._ask_at_s, self._lost_at_s):
                 waiting.pop(partition, None)
@@ -614,6 +674,7 @@ class Pipeline:
         self._source.pause(self._ledgers)
         deadline_s = self._clock.monotonic_s() + self._rules.drain_timeout_s
         self._drain(list(self._ledgers.values()), deadline_s, wait=self._poll_while_stopping)
+        self._clear_marks(self._ledgers.values())
         sent = False
         while self._clock.monotonic_s() < deadline_s:
             self._poll_while_stopping()

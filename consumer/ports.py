@@ -243,6 +243,27 @@ class ImageDecoder(Protocol):
         ...
 
 
+class SandboxedDecoder(ImageDecoder, Protocol):
+    """A decoder whose end is not ours. One image at a time; blocks its caller, within its own deadline."""
+
+    def measure(self, body: bytes) -> ImageFacts:
+        """See `ImageDecoder`. Raises also:
+
+        DecoderCrashed: the decoder ended, or did not come back in time, on this image alone.
+        SandboxFailed: it cannot be started.
+        """
+        ...
+
+    def decode(self, body: bytes) -> npt.NDArray[np.uint8]:
+        """See `ImageDecoder` and `measure`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it runs in: the next image starts another. An image that is being decoded fails, as nobody
+        waits for it any more. Any thread; never waits."""
+        ...
+
+
 class ModelRuntime(Protocol):
     """A resident model. `infer` is called from one thread at a time."""
 

@@ -183,6 +183,12 @@ class SchemaRegistrySettings(Section):
     timeout_ms: Annotated[int, Field(ge=1)] = 5_000
 
 
+class DecodeSettings(Section):
+    """[decode]"""
+
+    deadline_ms: Annotated[int, Field(ge=100)] = 30_000
+
+
 class RetrySettings(Section):
     """[retry]"""
 
@@ -257,6 +263,7 @@ class Settings(Section):
     input: InputSettings = InputSettings()
     output: OutputSettings = OutputSettings()
     schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
+    decode: DecodeSettings = DecodeSettings()
     retry: RetrySettings = RetrySettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     drain: DrainSettings = DrainSettings()

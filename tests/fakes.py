@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from consumer.errors import (
     BrokerUnreachable,
+    DecoderCrashed,
     ImageNotFound,
     ImageTooLarge,
     MalformedMessage,
     NotAnImage,
     ReferenceRefused,
+    SandboxFailed,
     StoreUnavailable,
 )
 from consumer.headers import ORIGIN_RECORD_INDEX
@@ -528,6 +530,33 @@ class FakeDecoder:
         """See the port."""
         assert self.gate.wait(5)
         return np.full((2, 2, 3), int(body) % 256, np.uint8)
+
+
+class FakeSandbox(FakeDecoder):
+    """`ports.SandboxedDecoder`: a `FakeDecoder` that ends on `culprits`, and cannot be had while `missing`.
+
+    `decoded` are the images that it was given, in order; `closed` counts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.culprits: set[bytes] = set()
+        self.missing = False
+        self.decoded: list[bytes] = []
+        self.closed = 0
+
+    def measure(self, body: bytes) -> ImageFacts:
+        """See the port."""
+        if self.missing:
+            raise SandboxFailed("switched off")
+        self.decoded.append(body)
+        if body in self.culprits:
+            raise DecoderCrashed("the decoder's process was ended by SIGSEGV")
+        return super().measure(body)
+
+    def close(self) -> None:
+        """See the port."""
+        self.closed += 1
 
 
 class FakeRuntime:

@@ -139,7 +139,8 @@ def _commits(
     chosen: Sequence["PartitionState"], targets: Mapping["Partition", int]
 ) -> dict["Partition", "CommitPoint"]:
     """Where each partition goes, with the note of its last owner: under kafka.start = "latest" only the note tells
-    that a partition which appears later begins at its beginning. That the owner tripped was about the old place."""
+    that a partition which appears later begins at its beginning. That the owner tripped, or
+    ended without a word, was about the old place."""
     from dataclasses import replace
 
     from consumer.messages import CommitPoint
@@ -148,7 +149,7 @@ def _commits(
     commits = {}
     for found in chosen:
         note = Note.load(found.note)
-        kept = replace(note, trip=None).dump() if note != Note() else ""
+        kept = replace(note, trip=None, in_hand=0).dump() if note != Note() else ""
         commits[found.partition] = CommitPoint(targets[found.partition], kept)
     return commits
 

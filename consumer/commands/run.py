@@ -18,7 +18,7 @@ def run(
     SIGTERM finishes what is in flight, commits and leaves the group: exit 0. A second signal ends at once. SIGUSR1
     goes on after the dead-letter limit. Exit codes: 2 settings, 3 model, 4 model stuck, 5 broker, 6 topic missing,
     7 not authorized, 8 output refused, 9 group.instance.id taken, 10 dead-letter limit, 12 records lost,
-    70 anything else.
+    13 a decode that does not return, 14 no sandbox, 70 anything else.
     """
     from consumer.commands.doctor import check_client_properties
     from consumer.console import settings_from

@@ -52,6 +52,11 @@ class PartitionLedger:
         """What the broker last acknowledged, as far as known."""
         return self._committed
 
+    @property
+    def finished_to(self) -> int:
+        """The end of the finished prefix, in the order of delivery."""
+        return self._finished_to
+
     def unfinished(self) -> list[Delivery]:
         """What is in flight, in the order of delivery."""
         return [taken.delivery for taken in self._open if taken.delivery is not None and not taken.finished]

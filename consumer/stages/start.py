@@ -5,6 +5,7 @@
 * None, and the group is new to the topic: as `kafka.start` says. A group that starts at `latest` notes how many
   partitions there were, so that one which appears later starts at its beginning and loses nothing.
 * A topic that was deleted and made again (its id changed): its beginning.
+* A partition whose last owner ended without a word: where it was, and what that owner may have had in hand is suspect.
 
 What the next owner must know travels in the offset commit's metadata, as a small JSON note.
 """
@@ -32,12 +33,17 @@ class Note:
     of that name: all its partitions appeared later."""
     trip: Family | None = None
     """The family of dead letters over whose limit the partition's owner tripped."""
+    in_hand: int = 0
+    """How many messages past the committed offset the owner may have in hand, as long as it lives: who finds this finds
+    that the last owner ended without a word. 0 once it ended in order."""
 
     def dump(self) -> str:
         """As commit metadata."""
         fields: dict[str, Any] = {"v": 1, "topic_id": self.topic_id, "start_partitions": self.start_partitions}
         if self.trip is not None:
             fields["trip"] = self.trip
+        if self.in_hand:
+            fields["in_hand"] = self.in_hand
         return orjson.dumps(fields).decode()
 
     @classmethod
@@ -51,10 +57,12 @@ class Note:
             return cls()
         trip = fields.get("trip")
         partitions = fields.get("start_partitions")
+        in_hand = fields.get("in_hand")
         return cls(
             topic_id=str(fields.get("topic_id", "")),
             start_partitions=partitions if isinstance(partitions, int) else 0,
             trip=trip if trip in ("content", "system") else None,
+            in_hand=max(0, in_hand) if isinstance(in_hand, int) else 0,
         )
 
 
@@ -68,6 +76,8 @@ class StartPoint:
     note: Note
     lost: tuple[int, int] | None = None
     """[first, end) of what the log no longer has."""
+    suspects: tuple[int, int] | None = None
+    """Where the last owner ended without a word: the log's end now, and how many messages it may have had in hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +127,13 @@ def find_starts(
             recreated or found is not None or _differ(known_ids.get(partition.topic, ""), log.facts.topic_id)
         )
         at_first = note.start_partitions or known.get(partition.topic, 0) or log.facts.partitions
+        in_hand, note = note.in_hand, replace(note, in_hand=0)
         note = replace(note, topic_id=log.facts.topic_id, start_partitions=MADE_ANEW if anew else at_first)
         position = positions.get(partition, found.offset if found is not None else None)
         if position is not None and not anew:
-            points[partition] = _go_on(found, position, note, log)
+            point = _go_on(found, position, note, log)
+            left_behind = in_hand and partition not in positions and point.offset < log.latest
+            points[partition] = replace(point, suspects=(log.latest, in_hand)) if left_behind else point
         elif anew or start == "earliest":
             points[partition] = StartPoint(log.earliest, log.facts.topic_id, None, note)
         elif isinstance(start, int):

@@ -6,7 +6,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from consumer.adapters.decode_sandbox import SandboxedDecoder
 from consumer.adapters.image import PillowDecoder
 from consumer.errors import ImageTooLarge, InvalidMessage, NotAnImage
 from consumer.ports import ImageDecoder
@@ -24,8 +25,34 @@ from tests.models import PHOTOGRAPHS
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 Make = Callable[..., ImageDecoder]
 
+
+_sandboxes: dict[str, SandboxedDecoder] = {}
+
+
+def in_a_sandbox(input_size: tuple[int, int], **options: Any) -> ImageDecoder:
+    """The same decoder in a child process, which is kept from test to test."""
+    arguments = {"input_size": input_size, **options}
+    found = _sandboxes.get(repr(arguments))
+    if found is None:
+        found = _sandboxes[repr(arguments)] = SandboxedDecoder(
+            "consumer.adapters.image:PillowDecoder",
+            arguments,
+            input_size=input_size,
+            memory_bytes=2 * 1024**3,
+            deadline_s=60.0,
+        )
+    return found
+
+
 # An implementation is listed here to be held to this suite.
-DECODERS: dict[str, Make] = {"pillow": PillowDecoder}
+DECODERS: dict[str, Make] = {"pillow": PillowDecoder, "sandbox": in_a_sandbox}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_child_is_left() -> Iterator[None]:
+    yield
+    while _sandboxes:
+        _sandboxes.popitem()[1].close()
 
 
 @pytest.fixture(params=DECODERS)

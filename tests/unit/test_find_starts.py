@@ -165,3 +165,47 @@ def test_a_partition_of_a_topic_made_anew_that_comes_later_begins_at_its_beginni
     first = _starts(cluster, A, start="latest", known_id="id-0")[A]
     cluster.committed[A] = CommitPoint(first.offset, first.note.dump())
     assert _starts(cluster, B, start="latest")[B].offset == 0
+
+
+# --- an owner that ended without a word -----------------------------------------------------------------------------
+
+
+def test_what_an_owner_that_ended_without_a_word_had_in_hand_is_suspect(cluster: FakeCluster) -> None:
+    committed = _commit(cluster, A, 4, in_hand=1_200)
+    _commit(cluster, B, 20, in_hand=1_200)
+    starts = _starts(cluster, A, B)
+    assert starts[A] == StartPoint(4, "id-1", committed, Note("id-1", 2), suspects=(10, 1_200))
+    assert starts[B].suspects is None, "an idle partition has none"
+    assert starts[B].note.in_hand == 0, "the mark was the last owner's"
+
+
+def test_retention_may_have_taken_some_suspects(cluster: FakeCluster) -> None:
+    _commit(cluster, A, 4, in_hand=1_200)
+    cluster.retain_from(A, 6)
+    point = _starts(cluster, A)[A]
+    assert (point.offset, point.lost, point.suspects) == (6, (4, 6), (10, 1_200))
+
+
+def test_our_own_mark_makes_no_suspects_of_what_we_have_in_hand(cluster: FakeCluster) -> None:
+    _commit(cluster, A, 4, in_hand=1_200)
+    assert _starts(cluster, A, positions={A: 8})[A].suspects is None
+
+
+def test_a_topic_made_anew_has_no_suspects(cluster: FakeCluster) -> None:
+    _commit(cluster, A, 4, in_hand=1_200, topic_id="id-0")
+    point = _starts(cluster, A)[A]
+    assert (point.offset, point.suspects, point.note.in_hand) == (0, None, 0)
+
+
+@pytest.mark.parametrize("written", ['"many"', "null", "-3", "1.5", "[1]"])
+def test_a_mark_of_another_form_is_no_mark(written: str) -> None:
+    """An older replica writes none, and a newer one may write another."""
+    text = '{"v":1,"topic_id":"id-1","start_partitions":2,"in_hand":' + written + "}"
+    assert Note.load(text) == Note("id-1", 2)
+
+
+def test_a_note_with_all_it_can_carry_is_far_smaller_than_brokers_allow() -> None:
+    """offset.metadata.max.bytes is 4096 by default."""
+    note = Note("x" * 36, 2**31, "content", 2**31)
+    assert Note.load(note.dump()) == note
+    assert len(note.dump()) < 256

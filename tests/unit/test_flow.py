@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from consumer.errors import (
     ChecksumMismatch,
+    DecoderCrashed,
+    DecoderStuck,
     ImageNotFound,
     InferenceFailed,
     MalformedMessage,
@@ -21,6 +23,7 @@ from consumer.errors import (
     ProcessingFailed,
     ReferenceRefused,
     RuntimeStuck,
+    SandboxFailed,
     SchemaNotLoaded,
     SchemaUnavailable,
     StoreBusy,
@@ -46,12 +49,13 @@ from consumer.messages import (
 from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.ports import MessageParser, RecordDecoder
+from consumer.silence import SilenceLimit
 from consumer.stages.batch import Batcher, padded_sizes
 from consumer.stages.fetch_cache import FetchCache
 from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget
 from consumer.stages.retry import Retries
-from tests.fakes import FakeClock, FakeDecoder, FakeImageStore, FakeLabels, FakeRuntime, fake_parse
+from tests.fakes import FakeClock, FakeDecoder, FakeImageStore, FakeLabels, FakeRuntime, FakeSandbox, fake_parse
 from tests.processes import wait_until
 
 
@@ -69,6 +73,7 @@ class Rig:
         self.clock = FakeClock()
         self.store = FakeImageStore()
         self.decoder = FakeDecoder()
+        self.sandbox = FakeSandbox()
         self.runtime = FakeRuntime()
         self.budget = ByteBudget(10_000)
         self.outcomes: list[Outcome] = []
@@ -85,6 +90,7 @@ class Rig:
             stores=[self.store],
             cache=self.cache if cache_bytes else None,
             decoder=self.decoder,
+            sandbox=self.sandbox,
             inference=Inference(
                 self.runtime, FakeLabels(), sizes=padded_sizes(4), top_k=1, min_score=0.5, clock=self.clock
             ),
@@ -103,6 +109,8 @@ class Rig:
             max_image_bytes=1_000,
             fetch_deadline_s=1.0,
             infer_deadline_s=60.0,
+            decode_deadline_s=30.0,
+            silence=SilenceLimit(600.0),
             decode_threads=2,
             fetch_concurrency=2,
             on_outcome=self._note,
@@ -122,10 +130,10 @@ class Rig:
             self.crashes.append(error)
             self.changed.notify_all()
 
-    def submit(self, *values: bytes | None, lease: Lease | None = None) -> list[Delivery]:
+    def submit(self, *values: bytes | None, lease: Lease | None = None, suspect: bool = False) -> list[Delivery]:
         lease = lease or self.lease
         first = len(self.outcomes) + 1_000 * id(lease) % 7
-        sent = [Delivery(lease, first + n, value) for n, value in enumerate(values)]
+        sent = [Delivery(lease, first + n, value, suspect=suspect) for n, value in enumerate(values)]
         for delivery in sent:
             self.flow.submit(delivery)
         return sent
@@ -711,6 +719,97 @@ def test_a_model_call_past_its_deadline_ends_the_process(rig: Rig) -> None:
         rig.flow.tick()
     rig.runtime.gate.set()
     rig.outcome(1)
+
+
+def test_a_decode_past_its_deadline_ends_the_process(rig: Rig) -> None:
+    rig.decoder.gate.clear()
+    (sent,) = rig.submit(b"1")
+    rig.wait(lambda: rig.flow.is_decoding(sent), "decoding to begin")
+    rig.clock.advance(29.0)
+    rig.flow.tick()
+    rig.clock.advance(2.0)
+    with pytest.raises(DecoderStuck, match=r"images\[0\] offset \d+ has not ended for 30 s") as caught:
+        rig.flow.tick()
+    assert "decode.deadline_ms" in caught.value.remedy
+    rig.decoder.gate.set()
+    rig.outcome(1)
+    rig.flow.tick()
+
+
+# --- suspects -------------------------------------------------------------------------------------------------------
+
+
+def test_suspects_are_decoded_in_the_sandbox_and_the_rest_is_not(rig: Rig) -> None:
+    fetched = rig.put("a", b"3")
+    rig.submit(b"1", fetched, suspect=True)
+    rig.submit(b"2")
+    found = rig.outcome(3)
+    assert sorted(type(outcome).__name__ for outcome in found) == ["Labelled"] * 3
+    assert sorted(rig.sandbox.decoded) == [b"1", b"3"]
+    assert rig.metrics.registry.get_sample_value("ouzel_sandboxed_images_total") == 2
+    assert rig.metrics.registry.get_sample_value("ouzel_decoder_crashes_total") == 0
+
+
+def test_the_culprit_is_a_letter_and_the_suspects_beside_it_are_labelled(rig: Rig) -> None:
+    rig.sandbox.culprits = {b"2"}
+    one, two, three = rig.submit(b"1", b"2", b"3", suspect=True)
+    rejected = rig.of(two)
+    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected.error, DecoderCrashed)
+    assert rejected.stage == "decode"
+    assert isinstance(rig.of(one), Labelled)
+    assert isinstance(rig.of(three), Labelled)
+    assert rig.metrics.registry.get_sample_value("ouzel_decoder_crashes_total") == 1
+
+
+def test_suspects_that_wait_hold_up_nobody_and_no_deadline_counts_for_them(rig: Rig) -> None:
+    rig.sandbox.gate.clear()
+    suspects = rig.submit(*[b"1"] * 5, suspect=True)
+    rig.wait(
+        lambda: len(rig.flow._stage_of) == 5 and rig.flow.oldest().keys() == {"decode"},
+        "one with the sandbox, and four that wait for it",
+    )
+    (other,) = rig.submit(b"2")
+    assert isinstance(rig.of(other), Labelled)
+    rig.clock.advance(10_000.0)
+    rig.flow.tick()  # the sandbox has a deadline of its own
+    rig.sandbox.gate.set()
+    assert all(isinstance(rig.of(each), Labelled) for each in suspects)
+
+
+def test_suspects_that_have_not_begun_when_a_drain_begins_are_left_to_the_next_owner(rig: Rig) -> None:
+    rig.sandbox.gate.clear()
+    (first,) = rig.submit(b"1", suspect=True)
+    rig.wait(lambda: rig.flow.is_decoding(first), "one with the sandbox")
+    (second,) = rig.submit(b"2", suspect=True)
+    rig.wait(lambda: rig.flow._stage_of.get(id(second), ("",))[0] == "waiting", "one that waits for it")
+    rig.lease.state = LeaseState.DRAINING
+    rig.sandbox.gate.set()
+    assert isinstance(rig.of(first), Labelled)
+    assert isinstance(rig.of(second), Abandoned)
+
+
+def test_without_a_sandbox_no_suspect_is_decoded_at_all(rig: Rig) -> None:
+    rig.sandbox.missing = True
+    (sent,) = rig.submit(b"1", suspect=True)
+    rig.wait(lambda: bool(rig.crashes), "the crash")
+    assert isinstance(rig.crashes[0], SandboxFailed)
+    assert rig.outcomes == []
+    rig.flow._stage_of.clear()  # it stays there: the process ends
+    rig.budget.release(sent)
+
+
+def test_a_sandbox_that_nobody_needs_any_more_is_let_go_of(rig: Rig) -> None:
+    rig.submit(b"1", suspect=True)
+    rig.outcome(1)
+    rig.clock.advance(29.0)
+    rig.flow.tick()
+    rig.clock.advance(2.0)
+    rig.wait(lambda: rig.sandbox.closed == 1, "its end")
+    rig.flow.tick()
+    rig.submit(b"2", suspect=True)
+    rig.outcome(2)
+    assert rig.sandbox.closed == 1
 
 
 def test_a_model_that_is_gone_is_a_crash_and_no_letter(rig: Rig) -> None:

@@ -9,12 +9,22 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from consumer.errors import DeadLetterLimit as DeadLetterLimitReached
-from consumer.errors import Fatal, ModelError, NotAuthorized, Retryable, RuntimeStuck, TopicMissing
+from consumer.errors import (
+    DecoderStuck,
+    Fatal,
+    ModelError,
+    NotAuthorized,
+    Retryable,
+    RuntimeStuck,
+    SandboxFailed,
+    TopicMissing,
+)
 from consumer.flow import Flow
 from consumer.messages import CommitPoint, Delivery, OutputRecord, Partition, StoredImage
 from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.pipeline import Pipeline, Rules
+from consumer.silence import SilenceLimit
 from consumer.stages.batch import Batcher, padded_sizes
 from consumer.stages.dead_letter_limit import DeadLetterLimit
 from consumer.stages.events import EventContext
@@ -31,6 +41,7 @@ from tests.fakes import (
     FakeImageStore,
     FakeLabels,
     FakeRuntime,
+    FakeSandbox,
     FakeSink,
     FakeSource,
     fake_parse,
@@ -51,6 +62,7 @@ class Rig:
         self.sink = FakeSink()
         self.store = FakeImageStore()
         self.decoder = FakeDecoder()
+        self.sandbox = FakeSandbox()
         self.runtime = FakeRuntime()
         self.budget = ByteBudget(100_000)
         self.limit = DeadLetterLimit(
@@ -64,6 +76,7 @@ class Rig:
             "metadata_interval_s": 5.0,
             "topic_gone_s": 30.0,
             "topics": ("images",),
+            "max_uncommitted_messages": 1_000,
             "start": "earliest",
             "stop_on_offset_lost": False,
             "exit_on_limit": False,
@@ -94,6 +107,7 @@ class Rig:
             parser=fake_parse,
             stores=[self.store],
             decoder=self.decoder,
+            sandbox=self.sandbox,
             inference=Inference(
                 self.runtime, FakeLabels(), sizes=padded_sizes(4), top_k=1, min_score=0.5, clock=self.clock
             ),
@@ -112,6 +126,8 @@ class Rig:
             max_image_bytes=10_000,
             fetch_deadline_s=1.0,
             infer_deadline_s=60.0,
+            decode_deadline_s=30.0,
+            silence=SilenceLimit(600.0),
             decode_threads=2,
             fetch_concurrency=2,
             on_outcome=self.publisher.submit,
@@ -172,6 +188,7 @@ class Rig:
     def clean(self) -> None:
         """What must be true when a test is over."""
         self.decoder.gate.set()
+        self.sandbox.gate.set()
         self.runtime.gate.set()
         self.view.answering.set()
         self.sink.answers = lambda _: None
@@ -267,12 +284,13 @@ def test_nothing_past_the_finished_prefix_is_committed(rig: Rig) -> None:
 
 
 def test_a_refused_commit_is_sent_again(rig: Rig) -> None:
+    rig.own(A)
+    rig.until_committed(A, 0)
     rig.source.refuse_commits = True
     rig.cluster.send(A, b"1")
-    rig.own(A)
     rig.sink.wait(lambda: len(rig.sink.written) == 1, "the label")
     rig.turns(4)
-    assert rig.committed(A) is None
+    assert rig.committed(A) == 0
     rig.source.refuse_commits = False
     rig.until_committed(A, 1)
 
@@ -560,7 +578,7 @@ def test_what_is_finished_and_not_committed_when_it_is_lost_stays_uncommitted(ma
     rig.until(lambda: rig.pipeline._ledgers[A].in_flight == 0 and bool(rig.sink.written), "it to be finished")
     rig.done(rig.source.lose(A))
     rig.turns()
-    assert rig.cluster.commits == []
+    assert [commit[A].offset for commit in rig.cluster.commits] == [0]  # the mark, before it was read
 
 
 def test_a_partition_lost_and_regained_begins_where_the_group_stands(rig: Rig) -> None:
@@ -926,6 +944,154 @@ def test_a_crash_during_a_drain_ends_the_process_and_fences(rig: Rig) -> None:
     rig.done(revoked)
     assert isinstance(rig.ended(), ModelError)
     assert rig.committed(A) in (None, 0)
+
+
+# --- marks and suspects ---------------------------------------------------------------------------------------------
+
+MOST_IN_HAND = 1_000 + 200  # max_uncommitted, and what one turn may take over it
+
+
+def test_no_message_is_read_before_the_mark_is_at_the_broker(rig: Rig) -> None:
+    rig.source.hold_commits = True
+    rig.cluster.send(A, b"1")
+    rig.own(A)
+    rig.until(lambda: rig.source.commit_under_way, "the mark to be sent")
+    rig.turns(4)
+    assert rig.source._leases == {}
+    rig.source.hold_commits = False
+    rig.until_committed(A, 1)
+    assert [(commit[A].offset, Note.load(commit[A].metadata).in_hand) for commit in rig.cluster.commits] == [
+        (0, MOST_IN_HAND),
+        (1, MOST_IN_HAND),
+    ]
+
+
+def test_a_mark_that_the_broker_refuses_is_sent_again_and_nothing_is_read_before(rig: Rig) -> None:
+    rig.source.refuse_commits = True
+    rig.cluster.send(A, b"1")
+    rig.own(A)
+    rig.turns(4)
+    assert rig.sink.handed_over == []
+    rig.source.refuse_commits = False
+    rig.until_committed(A, 1)
+
+
+def test_partitions_do_not_wait_for_the_next_commit_when_their_mark_is_refused(make_rig: Callable[..., Rig]) -> None:
+    """As the broker does in the midst of a rebalance."""
+    rig = make_rig(commit_interval_s=1_000.0)
+    rig.turns()
+    rig.source.refuse_commits = True
+    rig.cluster.send(A, b"1")
+    rig.own(A)
+    rig.turns(4)
+    rig.source.refuse_commits = False
+    rig.clock.advance(0.2)
+    rig.sink.wait(lambda: len(rig.sink.written) == 1, "the label")
+
+
+def test_what_poll_lost_before_the_mark_is_there_is_not_read_either(rig: Rig) -> None:
+    rig.source.hold_commits = True
+    rig.own(A)
+    rig.source.poll_error = Retryable("poll failed")
+    rig.until(lambda: rig.source.poll_error is None, "the error")
+    rig.turns(2)
+    assert rig.source._leases == {}
+    rig.source.hold_commits = False
+
+
+@pytest.mark.parametrize("how", ["revoke", "stop"])
+def test_an_owner_that_ends_in_order_leaves_no_mark(rig: Rig, how: str) -> None:
+    rig.cluster.send(A, b"1")
+    rig.own(A, B)
+    rig.until_committed(A, 1)
+    assert rig.note(A).in_hand == rig.note(B).in_hand == MOST_IN_HAND
+    if how == "revoke":
+        rig.done(rig.source.revoke(A, B))
+    else:
+        rig.stop()
+    assert rig.note(A).in_hand == rig.note(B).in_hand == 0
+    assert (rig.committed(A), rig.committed(B)) == (1, 0)
+
+
+def test_a_partition_that_is_lost_keeps_its_mark(rig: Rig) -> None:
+    rig.own(A)
+    rig.until_committed(A, 0)
+    rig.done(rig.source.lose(A))
+    assert rig.note(A).in_hand == MOST_IN_HAND
+
+
+def test_a_decoder_that_hangs_ends_the_process_and_leaves_its_mark_alone(rig: Rig) -> None:
+    _stuck_in(rig, "decode")
+    rig.until_committed(A, 0)
+    rig.until_committed(B, 0)
+    rig.clock.advance(31.0)
+    assert isinstance(rig.ended(), DecoderStuck)
+    assert (rig.note(A).in_hand, rig.note(B).in_hand) == (MOST_IN_HAND, 0)
+    assert rig.committed(A) == 0
+
+
+def test_a_decode_that_a_drain_leaves_behind_keeps_the_mark(rig: Rig) -> None:
+    _stuck_in(rig, "decode")
+    revoked = rig.source.revoke(A)
+    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.clock.advance(11.0)
+    rig.done(revoked)
+    assert rig.note(A).in_hand == MOST_IN_HAND
+
+
+def _left_without_a_word(rig: Rig, *values: bytes, in_hand: int = 1_200) -> None:
+    """The last owner of A is gone, and these lie behind what it committed."""
+    rig.cluster.committed[A] = CommitPoint(0, Note("id-1", 2, in_hand=in_hand).dump())
+    rig.cluster.send(A, *values)
+
+
+def test_what_an_owner_left_without_a_word_is_decoded_in_the_sandbox_and_nothing_else(rig: Rig) -> None:
+    _left_without_a_word(rig, b"1", b"2", b"3")
+    rig.sandbox.culprits = {b"2"}
+    rig.own(A, B)
+    rig.until_committed(A, 3)
+    rig.cluster.send(A, b"4")
+    rig.cluster.send(B, b"5")
+    rig.until_committed(A, 4)
+    rig.until_committed(B, 1)
+    assert sorted(rig.sandbox.decoded) == [b"1", b"2", b"3"]
+    assert [record.topic for record in rig.sink.written].count("images.dlq") == 1
+    rig.done(rig.source.revoke(A, B))
+    assert rig.note(A).in_hand == 0
+    _nothing_left(rig)
+
+
+def test_no_more_are_suspect_than_the_last_owner_had_in_hand(rig: Rig) -> None:
+    _left_without_a_word(rig, b"1", b"2", b"3", in_hand=2)
+    rig.own(A)
+    rig.until_committed(A, 3)
+    assert sorted(rig.sandbox.decoded) == [b"1", b"2"]
+
+
+def test_suspects_that_are_left_at_a_revoke_stay_suspects_of_the_next_owner(rig: Rig) -> None:
+    _left_without_a_word(rig, b"1", b"2", b"3")
+    rig.sandbox.gate.clear()
+    rig.own(A)
+    rig.until(lambda: bool(rig.sandbox.decoded), "a suspect to be with the sandbox")
+    revoked = rig.source.revoke(A)
+    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.sandbox.gate.set()
+    rig.done(revoked)
+    assert (rig.committed(A) or 0) <= 1
+    assert rig.note(A).in_hand == MOST_IN_HAND
+    rig.own(A)
+    rig.until_committed(A, 3)
+    assert set(rig.sandbox.decoded) == {b"1", b"2", b"3"}
+    rig.done(rig.source.revoke(A))
+    assert rig.note(A).in_hand == 0
+
+
+def test_without_a_sandbox_the_process_ends_and_the_suspects_stay(rig: Rig) -> None:
+    _left_without_a_word(rig, b"1")
+    rig.sandbox.missing = True
+    rig.own(A)
+    assert isinstance(rig.ended(), SandboxFailed)
+    assert (rig.committed(A), rig.note(A).in_hand) == (0, MOST_IN_HAND)
 
 
 # --- intake ---------------------------------------------------------------------------------------------------------
