@@ -485,21 +485,20 @@ class Flow:
             self._batch_changed.notify_all()
 
     def _decode(self, fetched: FetchedImage) -> DecodedImage:
-        """Raises NotAnImage, ImageTooLarge."""
+        """Raises what `ports.ImageDecoder` does."""
         job, started_s = fetched.job, self._clock.monotonic_s()
         with self._observer.stage("decode"):
-            facts = self._decoder.measure(fetched.body)
-            reserved_bytes = facts.width * facts.height * 3
+            reserved_bytes = self._decoder.measure(fetched.body).decode_bytes
             self._budget.reserve(reserved_bytes)
             try:
-                pixels = self._decoder.decode(fetched.body)
+                decoded = self._decoder.decode(fetched.body)
             finally:
                 self._budget.unreserve(reserved_bytes)
         now_s = self._clock.monotonic_s()
         return DecodedImage(
             job=replace(job, data=None),  # the encoded bytes are not needed any more
-            pixels=pixels,
-            facts=facts,
+            pixels=decoded.pixels,
+            facts=decoded.facts,
             fetch_ms=fetched.fetch_ms,
             decode_ms=(now_s - started_s) * 1000,
             ready_s=now_s,

@@ -153,13 +153,14 @@ class InputSettings(Section):
 
     tombstones: Literal["skip", "forward", "dead_letter"] = "skip"
     max_pixels: Count = 50_000_000
-    formats: list[Literal["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]] = [
+    formats: list[Literal["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF"]] = [
         "JPEG",
         "PNG",
         "WEBP",
         "BMP",
         "GIF",
         "TIFF",
+        "AVIF",
     ]
     max_metadata_bytes: Bytes = 8 * 1024
     max_records: Count = 100
@@ -181,6 +182,15 @@ class SchemaRegistrySettings(Section):
     password: SecretStr = SecretStr("")
     ca_file: str = ""
     timeout_ms: Annotated[int, Field(ge=1)] = 5_000
+
+
+class DecodeSettings(Section):
+    """[decode]: what the pixels become; part of the model's digest."""
+
+    background: Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")] = "#ffffff"
+    """`#rrggbb`: what shows where an image is clear."""
+    icc: Literal["ignore", "srgb"] = "ignore"
+    jpeg_scaled: bool = False
 
 
 class RetrySettings(Section):
@@ -257,6 +267,7 @@ class Settings(Section):
     input: InputSettings = InputSettings()
     output: OutputSettings = OutputSettings()
     schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
+    decode: DecodeSettings = DecodeSettings()
     retry: RetrySettings = RetrySettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     drain: DrainSettings = DrainSettings()
