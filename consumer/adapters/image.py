@@ -319,10 +319,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned_by_pillow(image: Image.Image) -> bool:
-    """Whether the plugin itself turns the image as it loads it, its size being the upright one already."""
-    if image.format == "TIFF":
-        return _orientation(image) in _UPRIGHT
-    return image.info.get("original_orientation") in _UPRIGHT  # pillow-heif's
+    """Whether the plugin itself turns the image by its EXIF tag, its size being the upright one already. HEIF's turns
+    are properties of the picture, and part of decoding it."""
+    return image.format == "TIFF" and _orientation(image) in _UPRIGHT
 
 
 def _depth(image: Image.Image, applied: list[str]) -> tuple[int, bool]:
