@@ -10,13 +10,15 @@
 * Anything that Pillow raises about the bytes is one of our classes, and its warnings are silenced, not raised.
 """
 
+import ctypes
 import hashlib
 import importlib
 import io
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -81,8 +83,8 @@ _PLUGINS = {
 # What a plugin holds of an image while it decodes, in bytes a pixel, beside the image itself. Measured, and held by
 # tests/contract/test_decode_memory.py.
 _WEBP_BYTES = 12  # libwebp's two canvases, and what it hands over
-_AVIF_BYTES = 12
-_HEIF_BYTES = 16
+_AVIF_BYTES = 10
+_HEIF_BYTES = 12
 _OTHER_BYTES_A_PIXEL = {"WEBP": _WEBP_BYTES, "AVIF": _AVIF_BYTES, "HEIF": _HEIF_BYTES}
 
 # What Pillow says of compressed metadata that unpack to too much (PngImagePlugin).
@@ -216,7 +218,8 @@ class PillowDecoder:
         # What is shrunk across and not yet down, 4 bytes a pixel.
         side = max(self._width, self._height)
         between = 4 * min(width, side) * max(height, side)
-        return int(width * height * _bytes_a_pixel(image, body)) + between + _FIXED_BYTES
+        copies = 2 * len(body) if image.format in _OTHER_BYTES_A_PIXEL else 0  # these libraries keep the encoded bytes
+        return int(width * height * _bytes_a_pixel(image, body)) + between + copies + _FIXED_BYTES
 
     @contextmanager
     def _opened(self, body: bytes) -> Iterator[Image.Image]:
@@ -285,6 +288,8 @@ def _register(name: str) -> None:
         pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
         return
     plugin = importlib.import_module(_PLUGINS[name])
+    if name == "TIFF":
+        _silence_libtiff()
     if name == "AVIF":
         if not features.check("avif"):
             raise SettingsError(
@@ -292,6 +297,18 @@ def _register(name: str) -> None:
                 remedy="install Pillow's own wheel, or leave AVIF out of input.formats",
             )
         setattr(plugin, "DEFAULT_MAX_THREADS", 1)  # noqa: B010  threads are ours
+
+
+def _silence_libtiff() -> None:
+    """libtiff writes a line to stderr for each bad row: thousands for an image, into the midst of the log. Pillow has
+    no switch for it; the library itself has. Nothing happens where Pillow was built otherwise."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    for path in {line.split(maxsplit=5)[5] for line in lines if "/libtiff" in line}:
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(path)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 def _broken(error: Exception, body: bytes, kind: str) -> InvalidMessage:

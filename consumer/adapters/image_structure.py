@@ -49,7 +49,8 @@ def refuse_costly(body: bytes, kind: str) -> None:
         elif kind == "PNG":
             _check_png(body)
         elif kind == "GIF":
-            _check_count(sum(1 for _ in _gif_pieces(body)), MAX_PIECES, "blocks")
+            for blocks, _at in enumerate(_gif_pieces(body), start=1):
+                _check_count(blocks, MAX_PIECES, "blocks")
         elif kind == "TIFF":
             for _tag, kind_of_value, count, _size, _at in _tiff_tags(body):
                 if kind_of_value not in _TIFF_OPAQUE:
@@ -75,7 +76,7 @@ def jpeg_has_many_scans(body: bytes) -> bool:
 
 def _check_count(count: int, most: int, what: str) -> None:
     if count > most:
-        raise CorruptImage(f"{count} {what}, and real images have at most {most}")
+        raise CorruptImage(f"the image has {count} {what} or more; real ones have at most {most}")
 
 
 # --- JPEG: ISO/IEC 10918-1, annex B -----------------------------------------------------------------------------------
@@ -212,6 +213,8 @@ def _tiff_tags(body: bytes) -> Iterator[tuple[int, int, int, int, int]]:
     entry, inline = (order + "HHQ", 8) if big else (order + "HHI", 4)
     offset, number = (order + "Q", order + "Q") if big else (order + "I", order + "H")
     at = int(struct.unpack_from(offset, body, 8 if big else 4)[0])
+    if at > len(body):
+        raise _EndsEarly
     tags = int(struct.unpack_from(number, body, at)[0])
     _check_count(tags, MAX_TIFF_TAGS if big else 0xFFFF, "tags")
     at += struct.calcsize(number)

@@ -218,7 +218,7 @@ def test_inks_stored_as_luminance_and_chroma_become_colours() -> None:
 
 
 def test_lab_becomes_colours() -> None:
-    """CIE 1976 L*a*b* under D50, as profiles have it: (54.3, 80.8, 69.9) is sRGB's red; L* to 255, a* and b* from 128."""
+    """CIE 1976 L*a*b* under D50, as profiles have it: (54.3, 80.8, 69.9) is sRGB's red; a*, b* from 128."""
     body = encode(Image.new("LAB", (32, 32), (138, 209, 198)), "TIFF")
     assert near(colour_of(body), (255, 0, 0), by=6)
     assert decoded(body).facts.applied == ("lab-to-rgb",)
