@@ -90,7 +90,7 @@ _OTHER_BYTES_A_PIXEL = {"WEBP": _WEBP_BYTES, "AVIF": _AVIF_BYTES, "HEIF": _HEIF_
 # What Pillow says of compressed metadata that unpack to too much (PngImagePlugin).
 _BOMB_TEXTS = ("Decompressed data too large", "Too much memory used in text chunks")
 
-_FIXED_BYTES = 1024 * 1024
+_FIXED_BYTES = 256 * 1024
 """Tables and buffers, whatever the size."""
 
 _process = threading.Lock()

@@ -63,10 +63,11 @@ class Tally:
 class Campaign:
     """Children one after the other, until `count` messages have been tried."""
 
-    def __init__(self, folder: Path, tally: Tally, count: int) -> None:
+    def __init__(self, folder: Path, tally: Tally, count: int, *, give_up_s: float) -> None:
         self._folder = folder
         self.tally = tally
         self._count = count
+        self._give_up_s = give_up_s
         self._bodies: list[bytes] = []
 
     def run(self, progress: Progress) -> None:
@@ -126,7 +127,7 @@ class Campaign:
             if seed != seen or seed == first:  # the first one's includes the start
                 seen, cpu_s, since_s = seed, now_cpu_s, time.monotonic()
                 progress.update(task, completed=self.tally.count + done)  # type: ignore[arg-type]
-            elif now_cpu_s - cpu_s > 2 * STALL_CPU_S or time.monotonic() - since_s > HUNG_S:
+            elif now_cpu_s - cpu_s > self._give_up_s or time.monotonic() - since_s > HUNG_S:
                 child.kill()
                 child.wait()
                 return True
@@ -166,9 +167,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1_000_000, help="messages in all, earlier runs' included")
     parser.add_argument("--seed", type=int, help="begin anew at this seed")
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz"), help="for the tally and the culprits")
+    give_up = "seconds of CPU on one message after which its child is ended"
+    parser.add_argument("--give-up-s", type=float, default=5 * STALL_CPU_S, help=give_up)
     options = parser.parse_args()
     tally = load(options.folder) if options.seed is None else Tally(next_seed=options.seed)
-    campaign = Campaign(options.folder, tally, options.count)
+    campaign = Campaign(options.folder, tally, options.count, give_up_s=options.give_up_s)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         campaign.run(progress)

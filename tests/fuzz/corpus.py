@@ -94,7 +94,8 @@ def messages() -> Iterator[Sample]:
         "metadata": {"camera": "7", "ä": "\u2028"},
         "version": 1,
     }
-    inline = {"image_id": "b", "data": base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(64)).decode()}
+    small = _encoded(Image.new("RGB", (3, 2), (1, 2, 3)), "PNG", {})
+    inline = {"image_id": "b", "data": base64.b64encode(small).decode()}
     event = {"specversion": "1.0", "id": "1", "source": "/a", "type": "ouzel.image-reference.v1", "data": reference}
     yield "reference", json.dumps(reference).encode()
     yield "inline", json.dumps(inline).encode()
