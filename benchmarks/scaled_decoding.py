@@ -9,7 +9,6 @@ a SavedModel with input 0 to 1, squeezed bilinear; without it, the default model
 import argparse
 import io
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,4 +92,4 @@ def _middle(times: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

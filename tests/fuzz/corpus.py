@@ -102,10 +102,14 @@ def messages() -> Iterator[Sample]:
     yield "event", json.dumps(event).encode()
     yield "inline event", json.dumps(event | {"data": inline, "datacontenttype": "application/json"}).encode()
     yield "uri list", b"# a comment\r\nfile:///srv/a.jpg\r\n"
-    yield (
-        "bucket's event",
-        json.dumps({"Records": [{"s3": {"bucket": {"name": "b"}, "object": {"key": "k"}}}]}).encode(),
-    )
+    record = {
+        "eventVersion": "2.1",
+        "eventSource": "aws:s3",
+        "eventName": "ObjectCreated:Put",
+        "s3": {"bucket": {"name": "b"}, "object": {"key": "a+folder%2Fx%2By", "eTag": "d41d8cd98f00b204", "size": 7}},
+    }
+    yield "bucket's event", json.dumps({"Records": [record]}).encode()
+    yield "bucket's events", json.dumps({"Records": [record, record | {"eventName": "ObjectRemoved:Delete"}]}).encode()
 
 
 def _register_heif() -> None:

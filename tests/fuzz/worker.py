@@ -22,7 +22,7 @@ import numpy as np
 
 from consumer.adapters.image import PillowDecoder
 from consumer.errors import InvalidMessage
-from consumer.messages import Delivery, Lease, Partition
+from consumer.messages import Delivery, ImageJob, Lease, Partition, Skipped
 from consumer.stages.parse import Parser
 from tests.fuzz import corpus
 from tests.fuzz.mutate import mutated
@@ -51,12 +51,14 @@ class Target:
         self.declared_bytes = 0
 
     def feed(self, seed: int, value: bytes) -> str:
-        """What became of it: `labelled` for pixels, `referenced`, or the class that refused it. Raises any other."""
+        """What became of it: `labelled` for pixels, what else it asks for, or the class that refused it."""
         self.declared_bytes = 0
         decoder = self._decoders[seed % len(self._decoders)]
         header = ((), (("content-type", b"image/jpeg"),), (("content-type", b"text/uri-list"),))[seed % 16 % 3]
         try:
             job = self._parse(Delivery(_LEASE, seed, value, headers=header if seed % 16 < 3 else ()))
+            if not isinstance(job, ImageJob):
+                return "skipped" if isinstance(job, Skipped) else "several"
             if job.data is None:
                 return "referenced"
             self.declared_bytes = decoder.measure(job.data).decode_bytes
