@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError, features
 
 from consumer.adapters import image_colours as colours
-from consumer.adapters.image_structure import ends_early, jpeg_has_many_scans, refuse_costly
+from consumer.adapters.image_structure import ends_early, jpeg_has_many_scans, refuse_costly, webp_size
 from consumer.errors import (
     CorruptImage,
     DecompressionBomb,
@@ -231,6 +231,8 @@ class PillowDecoder:
             names = ", ".join(self._formats)
             raise UnsupportedFormat(f"the image is {found.name}, and input.formats allows {names}")
         refuse_costly(body, found.name)
+        if found.name == "WEBP" and (size := webp_size(body)) is not None:
+            self._check_sides(*size)
         try:
             with Image.open(io.BytesIO(body), formats=(found.name,)) as image:
                 self._check_size(image)
@@ -246,7 +248,13 @@ class PillowDecoder:
             raise _broken(error, body, found.name) from error
 
     def _check_size(self, image: Image.Image) -> None:
-        width, height = image.size
+        self._check_sides(*image.size)
+        tags = getattr(image, "tag_v2", {})
+        tile = int(tags.get(_TIFF_TILE_WIDTH, 0)) * int(tags.get(_TIFF_TILE_HEIGHT, 0))
+        if tile > self._max_pixels:
+            raise TooManyPixels(f"tiles of {tile} pixels; input.max_pixels allows {self._max_pixels}")
+
+    def _check_sides(self, width: int, height: int) -> None:
         if width < 1 or height < 1:
             raise CorruptImage(f"{width} x {height} pixels")
         if width * height > self._max_pixels:
@@ -255,10 +263,6 @@ class PillowDecoder:
             )
         if max(width, height) > MAX_SIDE:
             raise TooManyPixels(f"{width} x {height} pixels; a side may have {MAX_SIDE}")
-        tags = getattr(image, "tag_v2", {})
-        tile = int(tags.get(_TIFF_TILE_WIDTH, 0)) * int(tags.get(_TIFF_TILE_HEIGHT, 0))
-        if tile > max(self._max_pixels, 1):
-            raise TooManyPixels(f"tiles of {tile} pixels; input.max_pixels allows {self._max_pixels}")
 
 
 def _prepare_pillow(max_pixels: int, formats: tuple[str, ...]) -> None:

@@ -74,6 +74,22 @@ def jpeg_has_many_scans(body: bytes) -> bool:
     return _jpeg_scans(body) > 1
 
 
+def webp_size(body: bytes) -> tuple[int, int] | None:
+    """(width, height) as the first chunk declares it: libwebp allocates its canvases while the file is opened. None
+    where there is no such chunk. See https://developers.google.com/speed/webp/docs/riff_container."""
+    kind, start = body[12:16], body[20:30]
+    if len(start) < 10:
+        return None
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(start[4:7], "little"), 1 + int.from_bytes(start[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(start[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        return int.from_bytes(start[6:8], "little") & 0x3FFF, int.from_bytes(start[8:10], "little") & 0x3FFF
+    return None
+
+
 def _check_count(count: int, most: int, what: str) -> None:
     if count > most:
         raise CorruptImage(f"the image has {count} {what} or more; real ones have at most {most}")

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from consumer.adapters.image import MAX_SIDE, PillowDecoder
+from consumer.adapters.image_structure import webp_size
 from consumer.adapters.thumbnails import thumbnail
 from consumer.errors import CorruptImage, DecompressionBomb, InvalidMessage, TooManyPixels, TruncatedImage
 from tests.contract.test_image_decoder import FORMATS, encode, photograph
@@ -165,6 +166,12 @@ def test_metadata_that_unpack_to_very_many_bytes_are_a_bomb(name: str) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_what_declares_too_much_is_refused_before_it_is_allocated(name: str) -> None:
     assert type(refusal(LARGE[name]())) is TooManyPixels
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False}, {"lossless": True, "exif": b"Exif\0\0"}])
+def test_the_size_of_a_webp_is_read_without_the_library(options: dict[str, object]) -> None:
+    for size in ((1, 1), (451, 300), (7, 16_383)):
+        assert webp_size(encode(photograph().resize(size), "WEBP", **options)) == size
 
 
 def test_an_avif_that_declares_more_than_it_has_is_refused() -> None:
