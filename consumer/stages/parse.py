@@ -97,7 +97,8 @@ class Parser:
         if not value:
             raise MalformedMessage("the value is empty: send an image, a JSON image reference or a URI")
         media_type, schema_header = _headers_read(delivery)
-        if value[0] == MAGIC or schema_header is not None:
+        # AVIF, HEIF and JPEG XL begin with a zero, too.
+        if (value[0] == MAGIC and not image_format(value)) or schema_header is not None:
             document = self._framed(media_type, value, schema_header)
             if document is not None:
                 return self._document(delivery, document, enveloped=False)
