@@ -10,7 +10,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 AUDIT := $(VENV)-audit
 AUDIT_STAMP := $(AUDIT)/.installed
 
-.PHONY: help demo run test check lint format types unit contract integration audit install install-dev lock image clean
+.PHONY: help demo run test check lint format types unit contract integration fuzz audit install install-dev lock image clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +57,11 @@ check: lint types  ## Lint, types, unit and contract tests, without a broker: a 
 
 integration: $(DEV_STAMP)
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests/integration tests/chaos
+
+# Goes on where an earlier count stopped; the tally and the culprits are in build/fuzz.
+COUNT ?= 1000000
+fuzz: $(DEV_STAMP)  ## Damaged messages through parser and decoder, COUNT of them in all (1,000,000)
+	$(BIN)/python -m tests.fuzz.campaign --count $(COUNT)
 
 test: lint types  ## Everything, on a real Apache Kafka fetched by Maven
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests

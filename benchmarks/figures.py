@@ -153,7 +153,7 @@ class _InProcess:
                     ahead.append(pool.submit(decode, values[submitted % len(values)]))
                     submitted += 1
                 batch, ahead = ahead[: self._size], ahead[self._size :]
-                pixels = np.stack([each.result() for each in batch])
+                pixels = np.stack([each.result().pixels for each in batch])
                 if len(pixels) < self._size:
                     pixels = np.concatenate([pixels, np.zeros((self._size - len(pixels), *pixels.shape[1:]), np.uint8)])
                 self._model.runtime.infer(pixels)

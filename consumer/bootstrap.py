@@ -111,7 +111,11 @@ def load_model(settings: Settings, *, progress: Callable[[float, str], None] | N
         settings, weights = _with_default_model(settings, progress)
         model = settings.model
     labels_file = Path(model.labels) if model.labels else None
-    preprocessing: dict[str, object] = {"resize": model.resize, "crop": model.crop}
+    preprocessing: dict[str, object] = {
+        "resize": model.resize,
+        "crop": model.crop,
+        **settings.decode.model_dump(exclude={"deadline_ms"}),
+    }
     if labels_file is not None and not labels_file.is_file():
         raise ModelError(f"{labels_file}: no such label file", remedy="set model.labels to a label file")
     labels_digest = file_sha256(labels_file) if labels_file is not None else ""
@@ -123,6 +127,9 @@ def load_model(settings: Settings, *, progress: Callable[[float, str], None] | N
         "crop": model.crop,
         "max_pixels": settings.input.max_pixels,
         "formats": settings.input.formats,
+        "background": settings.decode.background,
+        "icc": settings.decode.icc,
+        "jpeg_scaled": settings.decode.jpeg_scaled,
     }
     sandbox = sandboxed(settings, "consumer.adapters.image:PillowDecoder", arguments)
     return Model(runtime, labels, PillowDecoder(**arguments), sandbox)

@@ -141,7 +141,7 @@ class EventSource(Message):
 
 
 class EventImage(Message):
-    """The image as it was decoded."""
+    """The image as it was decoded, the right way up."""
 
     width: Annotated[Integer, Field(ge=1)]
     height: Annotated[Integer, Field(ge=1)]

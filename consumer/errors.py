@@ -4,8 +4,13 @@ OuzelError
 ├── InvalidMessage          one dead letter, the partition moves on
 │   ├── MalformedMessage    not JSON, wrong schema, unknown major version, an empty value   [content]
 │   ├── ReferenceRefused    a scheme, root or form of URI that the settings do not allow    [content]
-│   ├── NotAnImage          no decoder takes it, or it is cut short                         [content]
-│   ├── ImageTooLarge       more bytes or pixels than the settings allow                    [content]
+│   ├── NotAnImage          bytes of no image format that is known                          [content]
+│   ├── UnsupportedFormat   an image of a format that is not decoded here                   [content]
+│   ├── TruncatedImage      an image that ends too soon                                     [content]
+│   ├── CorruptImage        an image that is whole and damaged                              [content]
+│   ├── ImageTooLarge       more bytes than the settings allow                              [content]
+│   ├── TooManyPixels       more pixels than the settings allow                             [content]
+│   ├── DecompressionBomb   a few bytes of metadata that unpack to very many                [content]
 │   ├── DecoderCrashed      alone in its sandbox, the decoder ends or hangs on it            [content]
 │   ├── ChecksumMismatch    the bytes are not the ones the message promised                 [content]
 │   ├── ImageNotFound       the store answers, and has no such image                        [system]
@@ -64,11 +69,31 @@ class ReferenceRefused(InvalidMessage):
 
 
 class NotAnImage(InvalidMessage):
-    """No allowed decoder takes these bytes, or they are cut short."""
+    """The bytes are of no image format that is known: a text, a page, an archive. Look at what is sent."""
+
+
+class UnsupportedFormat(InvalidMessage):
+    """An image of a format that `input.formats` leaves out or that nothing here decodes. Allow it, or convert it."""
+
+
+class TruncatedImage(InvalidMessage):
+    """An image that ends before its own structure says. Look at the upload or the copy."""
+
+
+class CorruptImage(InvalidMessage):
+    """An image that is all there and damaged. Look at who wrote it."""
 
 
 class ImageTooLarge(InvalidMessage):
-    """More bytes or pixels than the settings allow."""
+    """More bytes than the settings allow (`stores.max_image_bytes`)."""
+
+
+class TooManyPixels(InvalidMessage):
+    """More pixels than the settings allow (`input.max_pixels`), declared or met further inside."""
+
+
+class DecompressionBomb(InvalidMessage):
+    """Compressed metadata that unpack to far more than any real image's. Look at who sends it."""
 
 
 class DecoderCrashed(InvalidMessage):

@@ -550,23 +550,22 @@ class Flow:
             self._batch_changed.notify_all()
 
     def _decode(self, fetched: FetchedImage) -> DecodedImage:
-        """Raises NotAnImage, ImageTooLarge, DecoderCrashed, SandboxFailed."""
+        """Raises what `ports.ImageDecoder` does."""
         job, started_s = fetched.job, self._clock.monotonic_s()
         with self._observer.stage("decode"):
             with self._decoder_for(job.delivery) as decoder:
-                facts = decoder.measure(fetched.body)
-            reserved_bytes = facts.width * facts.height * 3
+                reserved_bytes = decoder.measure(fetched.body).decode_bytes
             self._budget.reserve(reserved_bytes)
             try:
                 with self._decoder_for(job.delivery) as decoder:
-                    pixels = decoder.decode(fetched.body)
+                    decoded = decoder.decode(fetched.body)
             finally:
                 self._budget.unreserve(reserved_bytes)
         now_s = self._clock.monotonic_s()
         return DecodedImage(
             job=replace(job, data=None),  # the encoded bytes are not needed any more
-            pixels=pixels,
-            facts=facts,
+            pixels=decoded.pixels,
+            facts=decoded.facts,
             fetch_ms=fetched.fetch_ms,
             decode_ms=(now_s - started_s) * 1000,
             ready_s=now_s,

@@ -155,19 +155,42 @@ class FetchedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What an image's header declares, before anything is decoded."""
+
+    width: int
+    height: int
+    """In pixels, as they are stored: an orientation may turn them."""
+    format: str
+    """Pillow's name, see `ImageFacts`."""
+    decode_bytes: int
+    """The most memory that decoding takes at once, beyond the encoded bytes and the model's pixels."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """What is said of an image in its label event."""
 
     width: int
     height: int
+    """In pixels, the right way up: as the model and people see it."""
     format: str
-    """Pillow's name: JPEG, PNG, WEBP, BMP, GIF, TIFF."""
+    """Pillow's name: JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF."""
     sha256: str
     """Lower-case hex of the encoded bytes."""
     size_bytes: int = 0
     """Of the encoded bytes."""
     applied: tuple[str, ...] = ()
     """What was done to the pixels beyond decoding and resizing, in order, such as `exif-orientation`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a decoder makes of encoded bytes."""
+
+    pixels: "npt.NDArray[np.uint8]" = field(repr=False)
+    """uint8 [H, W, 3], RGB, H and W being the model's input size."""
+    facts: ImageFacts
 
 
 @dataclass(frozen=True, slots=True)

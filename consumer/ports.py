@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from consumer.messages import (
     CommitPoint,
+    Decoded,
     Delivery,
-    ImageFacts,
+    ImageHeader,
     Lease,
     ModelInfo,
     OutputRecord,
@@ -224,21 +225,20 @@ class ImageStore(Protocol):
 class ImageDecoder(Protocol):
     """From encoded bytes to the model's pixels. Thread-safe; releases the GIL for most of its work."""
 
-    def measure(self, body: bytes) -> ImageFacts:
-        """Size and format from the header alone: allocates no pixels.
+    def measure(self, body: bytes) -> ImageHeader:
+        """What the header declares, and what decoding will need: allocates no pixels.
 
         Raises:
-            NotAnImage: no allowed format.
-            ImageTooLarge: declares more pixels than the settings allow.
+            NotAnImage, UnsupportedFormat, TruncatedImage, CorruptImage, DecompressionBomb: see `errors`.
+            TooManyPixels: declares more pixels than the settings allow.
         """
         ...
 
-    def decode(self, body: bytes) -> npt.NDArray[np.uint8]:
-        """uint8 [H, W, 3] RGB at the model's input size.
+    def decode(self, body: bytes) -> Decoded:
+        """uint8 [H, W, 3] RGB at the model's input size, and what was done to get there.
 
         Raises:
-            NotAnImage: cut short or corrupt.
-            ImageTooLarge: declares more pixels than the settings allow.
+            what `measure` raises; no other type.
         """
         ...
 
@@ -246,7 +246,7 @@ class ImageDecoder(Protocol):
 class SandboxedDecoder(ImageDecoder, Protocol):
     """A decoder whose end is not ours. One image at a time; blocks its caller, within its own deadline."""
 
-    def measure(self, body: bytes) -> ImageFacts:
+    def measure(self, body: bytes) -> ImageHeader:
         """See `ImageDecoder`. Raises also:
 
         DecoderCrashed: the decoder ended, or did not come back in time, on this image alone.
@@ -254,7 +254,7 @@ class SandboxedDecoder(ImageDecoder, Protocol):
         """
         ...
 
-    def decode(self, body: bytes) -> npt.NDArray[np.uint8]:
+    def decode(self, body: bytes) -> Decoded:
         """See `ImageDecoder` and `measure`."""
         ...
 

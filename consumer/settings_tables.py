@@ -153,13 +153,14 @@ class InputSettings(Section):
 
     tombstones: Literal["skip", "forward", "dead_letter"] = "skip"
     max_pixels: Count = 50_000_000
-    formats: list[Literal["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]] = [
+    formats: list[Literal["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF"]] = [
         "JPEG",
         "PNG",
         "WEBP",
         "BMP",
         "GIF",
         "TIFF",
+        "AVIF",
     ]
     max_metadata_bytes: Bytes = 8 * 1024
     max_records: Count = 100
@@ -184,8 +185,12 @@ class SchemaRegistrySettings(Section):
 
 
 class DecodeSettings(Section):
-    """[decode]"""
+    """[decode]: what the pixels become (part of the model's digest), and how long that may take."""
 
+    background: Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")] = "#ffffff"
+    """`#rrggbb`: what shows where an image is clear."""
+    icc: Literal["ignore", "srgb"] = "ignore"
+    jpeg_scaled: bool = False
     deadline_ms: Annotated[int, Field(ge=100)] = 30_000
 
 

@@ -24,8 +24,10 @@ from consumer.errors import (
 from consumer.headers import ORIGIN_RECORD_INDEX
 from consumer.messages import (
     CommitPoint,
+    Decoded,
     Delivery,
     ImageFacts,
+    ImageHeader,
     ImageJob,
     Lease,
     ModelInfo,
@@ -518,18 +520,19 @@ class FakeDecoder:
         self.gate = threading.Event()
         self.gate.set()
 
-    def measure(self, body: bytes) -> ImageFacts:
+    def measure(self, body: bytes) -> ImageHeader:
         """See the port."""
         if body == b"crash":
             raise ZeroDivisionError("a defect")
         if not body.isdigit():
             raise NotAnImage("not a number")
-        return ImageFacts(4, 4, "PNG", hashlib.sha256(body).hexdigest())
+        return ImageHeader(4, 4, "PNG", decode_bytes=4 * 4 * 3)
 
-    def decode(self, body: bytes) -> npt.NDArray[np.uint8]:
+    def decode(self, body: bytes) -> Decoded:
         """See the port."""
         assert self.gate.wait(5)
-        return np.full((2, 2, 3), int(body) % 256, np.uint8)
+        pixels = np.full((2, 2, 3), int(body) % 256, np.uint8)
+        return Decoded(pixels, ImageFacts(4, 4, "PNG", hashlib.sha256(body).hexdigest(), len(body)))
 
 
 class FakeSandbox(FakeDecoder):
@@ -545,7 +548,7 @@ class FakeSandbox(FakeDecoder):
         self.decoded: list[bytes] = []
         self.closed = 0
 
-    def measure(self, body: bytes) -> ImageFacts:
+    def measure(self, body: bytes) -> ImageHeader:
         """See the port."""
         if self.missing:
             raise SandboxFailed("switched off")

@@ -91,10 +91,10 @@ def with_faults(ports: Ports) -> Ports:
     slow_s = float(os.environ.get("OUZEL_TEST_SLOW_MODEL_S", "0"))
 
     def decode(body: bytes) -> Any:
-        pixels = decoder.decode(body)
-        if _is(pixels, "yellow"):
+        decoded = decoder.decode(body)
+        if _is(decoded.pixels, "yellow"):
             raise ZeroDivisionError("the seeded defect")
-        return pixels
+        return decoded
 
     def infer(pixels: Any) -> Any:
         time.sleep(slow_s)

@@ -12,15 +12,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from consumer.adapters.image import PillowDecoder
 from consumer.errors import NotAnImage
-from consumer.messages import ImageFacts
+from consumer.messages import Decoded, ImageHeader
 
 _GIB = 1 << 30
 FACTORY = "tests.hostile_decoder:HostileDecoder"
@@ -121,24 +121,25 @@ _HOLES: dict[str, Callable[[], None]] = {
 
 class HostileDecoder:
     """`ports.ImageDecoder`. Further marks: `ruin` makes the next decode of this process end it, `lie-size` and
-    `lie-format` are lies about the image, `lie-pixels` gives too few, `measure-segfault` ends it at the header."""
+    `lie-format` are lies about the image, `lie-facts` about what was done, `lie-pixels` gives too few,
+    `measure-segfault` ends it at the header."""
 
     def __init__(self, input_size: tuple[int, int], **options: Any) -> None:
         self._inner = PillowDecoder(input_size, **options)
         self._ruined = False
 
-    def measure(self, body: bytes) -> ImageFacts:
+    def measure(self, body: bytes) -> ImageHeader:
         """See the port."""
         if _mark("measure-segfault") in body:
             _segfault()
-        facts = self._inner.measure(body)
+        header = self._inner.measure(body)
         if _mark("lie-size") in body:
-            return ImageFacts(-1, 10**12, facts.format, facts.sha256)
+            return replace(header, width=-1, height=10**15)
         if _mark("lie-format") in body:
-            return ImageFacts(facts.width, facts.height, "JPEG\r\nx: y", "not a digest", 10**12)
-        return facts
+            return replace(header, format="JPEG\r\nx: y")
+        return header
 
-    def decode(self, body: bytes) -> npt.NDArray[np.uint8]:
+    def decode(self, body: bytes) -> Decoded:
         """See the port."""
         if self._ruined:
             _segfault()
@@ -146,5 +147,7 @@ class HostileDecoder:
         for what, hole in _HOLES.items():
             if _mark(what) in body:
                 hole()
-        pixels = self._inner.decode(body)
-        return pixels[:1] if _mark("lie-pixels") in body else pixels
+        decoded = self._inner.decode(body)
+        if _mark("lie-facts") in body:
+            return replace(decoded, facts=replace(decoded.facts, applied=("x" * 1_000,)))
+        return replace(decoded, pixels=decoded.pixels[:1]) if _mark("lie-pixels") in body else decoded

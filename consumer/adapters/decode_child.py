@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import orjson
 from PIL import Image
 
-from consumer.errors import ImageTooLarge, InvalidMessage
+from consumer.errors import InvalidMessage, TooManyPixels
 
 FRAME = struct.Struct("!IQ")
 """Bytes of the head, which is JSON, and of the body, which follows it."""
@@ -72,11 +72,11 @@ def _build(factory: str, arguments: Mapping[str, Any]) -> Any:
 def _answer(decoder: Any, what: str, body: bytes) -> tuple[dict[str, Any], bytes]:
     try:
         if what == "measure":
-            return {"facts": asdict(decoder.measure(body))}, b""
-        pixels = decoder.decode(body)
-        return {"shape": list(pixels.shape), "dtype": str(pixels.dtype)}, pixels.tobytes()
+            return {"header": asdict(decoder.measure(body))}, b""
+        decoded = decoder.decode(body)
+        return {"facts": asdict(decoded.facts)}, decoded.pixels.tobytes()
     except MemoryError:
-        return _error(ImageTooLarge.__name__, "the image needs more memory than input.max_pixels stands for"), b""
+        return _error(TooManyPixels.__name__, "the image needs more memory than input.max_pixels stands for"), b""
     except Exception as error:
         if _was_refused(error):
             return _error("", f"the sandbox refused what the decoder asked for: {type(error).__name__}: {error}"), b""

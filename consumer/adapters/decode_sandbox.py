@@ -19,20 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 from loguru import logger
 
 from consumer import errors
 from consumer.adapters.decode_child import FRAME, HEAD_MOST_BYTES
 from consumer.errors import DecoderCrashed, InvalidMessage, SandboxFailed
-from consumer.messages import ImageFacts
+from consumer.messages import Decoded, ImageFacts, ImageHeader
 
 _START_DEADLINE_S = 60.0
 _REAP_S = 5.0
 _WORD_MOST = 64
 _WORDS_MOST = 16
-_SIZE_MOST = 2**31
+_SIZE_MOST = 2**48
 _PART_BYTES = 1 << 20
 _TELL_MOST = 2_000
 
@@ -71,20 +70,26 @@ class SandboxedDecoder:
         self._one_at_a_time = threading.Lock()
         self._child: _Child | None = None
 
-    def measure(self, body: bytes) -> ImageFacts:
+    def measure(self, body: bytes) -> ImageHeader:
         """See `ports.ImageDecoder.measure`. Raises also `DecoderCrashed` and `SandboxFailed`."""
         head, _ = self._ask("measure", body)
         try:
-            return _facts(head["facts"], body)
+            return ImageHeader(**_told_fields(ImageHeader, head["header"]))
         except (KeyError, TypeError, ValueError):
-            raise self._not_believed("facts that make no sense") from None
+            raise self._not_believed("a header that makes no sense") from None
 
-    def decode(self, body: bytes) -> npt.NDArray[np.uint8]:
+    def decode(self, body: bytes) -> Decoded:
         """See `ports.ImageDecoder.decode`. Raises also `DecoderCrashed` and `SandboxFailed`."""
-        _, pixels = self._ask("decode", body)
+        head, pixels = self._ask("decode", body)
         if len(pixels) != np.prod(self._shape):
             raise self._not_believed("pixels of another size than the model takes")
-        return np.frombuffer(pixels, np.uint8).reshape(self._shape)
+        # The digest is our own.
+        own = {"sha256": sha256(body).hexdigest(), "size_bytes": len(body)}
+        try:
+            facts = ImageFacts(**_told_fields(ImageFacts, head["facts"]) | own)
+        except (KeyError, TypeError, ValueError):
+            raise self._not_believed("facts that make no sense") from None
+        return Decoded(np.frombuffer(pixels, np.uint8).reshape(self._shape), facts)
 
     def close(self) -> None:
         """See the port. Never waits for an image."""
@@ -125,15 +130,13 @@ class SandboxedDecoder:
         return head, answer
 
 
-def _facts(told: Mapping[str, Any], body: bytes) -> ImageFacts:
-    """Raises KeyError, TypeError, ValueError where the child tells nonsense. The digest is our own."""
-    own = {"sha256": sha256(body).hexdigest(), "size_bytes": len(body)}
-    checked = {field.name: _checked(told[field.name]) for field in fields(ImageFacts) if field.name not in own}
-    return ImageFacts(**checked | own)  # type: ignore[arg-type]
+def _told_fields(kind: type[ImageHeader] | type[ImageFacts], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises KeyError, TypeError, ValueError where the child tells nonsense."""
+    return {field.name: _checked(told[field.name]) for field in fields(kind)}
 
 
 def _checked(value: object) -> object:
-    """A size, a short word, or a few of them: what facts are made of. Raises ValueError."""
+    """A size, a short word, or a few of them: what headers and facts are made of. Raises ValueError."""
     if value is None or (isinstance(value, int) and 0 <= value < _SIZE_MOST):
         return value
     if isinstance(value, str) and value.isprintable() and len(value) <= _WORD_MOST:

@@ -239,7 +239,7 @@ def _model(settings: "Settings") -> Iterator[Finding]:
         else:
             yield Finding("labels", "pass", f"{len(labels)} names for {runtime.class_count} classes")
 
-        pixels = model.decoder.decode(_PHOTOGRAPH.read_bytes())
+        pixels = model.decoder.decode(_PHOTOGRAPH.read_bytes()).pixels
         runtime.warm_up([1])
         began_s = time.monotonic()
         scores = runtime.infer(pixels[np.newaxis])[0]

@@ -4,7 +4,7 @@ Five forms, recognised by the `content-type` header, else by the first bytes (th
 
 * JSON, an image reference (`schemas/image-reference.v1.json`);
 * a CloudEvents 1.0 structured JSON whose `data` is one (binary-mode CloudEvents are the form above);
-* the encoded image itself;
+* the encoded image itself, whatever the header says;
 * `text/uri-list` with one URI;
 * a bucket's own notification in JSON (see `bucket_events`), the one form that may ask for several images or for none.
 
@@ -26,6 +26,7 @@ import orjson
 from consumer.contract import MAX_IMAGE_ID_CHARS, MAX_URI_CHARS, ImageReference, ImageReferenceCloudEvent
 from consumer.errors import ImageTooLarge, MalformedMessage
 from consumer.headers import CONTENT_TYPE, IMAGE_ID, ORIGIN_RECORD_INDEX
+from consumer.image_formats import image_format
 from consumer.messages import Delivery, ImageJob, Parsed, Records, Rejected, Skipped
 from consumer.ports import RecordDecoder
 from consumer.stages import bucket_events
@@ -44,19 +45,6 @@ _URI_START = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]{0,31}://")
 # Google's connector for Kafka Connect makes Pub/Sub's attributes headers; the other is a CloudEvent's in binary mode.
 _EVENT_TYPES = ("eventType", "ce_type")
 _DECIMAL = re.compile(rb"[0-9]{1,10}")
-
-# First bytes, and the media type they say. WebP is told by two places, see `_media_type_of`.
-_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-    (b"II*\x00", "image/tiff"),
-    (b"MM\x00*", "image/tiff"),
-    (b"II+\x00", "image/tiff"),  # BigTIFF
-    (b"MM\x00+", "image/tiff"),
-    (b"BM", "image/bmp"),
-)
 
 _REMEDIES: Mapping[str, str] = {
     **dict.fromkeys([*ImageReference.model_fields, *ImageReferenceCloudEvent.model_fields], ""),
@@ -109,7 +97,8 @@ class Parser:
         if not value:
             raise MalformedMessage("the value is empty: send an image, a JSON image reference or a URI")
         media_type, schema_header = _headers_read(delivery)
-        if value[0] == MAGIC or schema_header is not None:
+        # AVIF, HEIF and JPEG XL begin with a zero, too.
+        if (value[0] == MAGIC and not image_format(value)) or schema_header is not None:
             document = self._framed(media_type, value, schema_header)
             if document is not None:
                 return self._document(delivery, document, enveloped=False)
@@ -207,7 +196,8 @@ class Parser:
     def _image(self, delivery: Delivery, value: bytes, media_type: str) -> ImageJob:
         if len(value) > self._max_image_bytes:
             raise ImageTooLarge(_too_large(len(value), self._max_image_bytes))
-        content_type = media_type if media_type.startswith("image/") else _media_type_of(value)
+        found = image_format(value)
+        content_type = found.media_type if found else media_type or None
         return ImageJob(delivery=delivery, image_id=_image_id(delivery, value), data=value, content_type=content_type)
 
     def _check_inline_size(self, reference: object) -> None:
@@ -267,6 +257,8 @@ def _headers_read(delivery: Delivery) -> tuple[str, bytes | None]:
 
 
 def _form_of(media_type: str, value: bytes) -> Form:
+    if media_type != "text/uri-list" and image_format(value):
+        return "image"  # whatever the header says: no JSON begins like an image
     if media_type == "application/cloudevents+json":
         return "cloudevent"
     if media_type == "text/uri-list":
@@ -276,25 +268,15 @@ def _form_of(media_type: str, value: bytes) -> Form:
     if media_type == "application/json" or media_type.endswith("+json"):
         return "json"
     # No header, or one that says nothing of the form (application/octet-stream): the bytes decide.
-    if _media_type_of(value):
-        return "image"
     if value.removeprefix(_BYTE_ORDER_MARK)[:256].lstrip()[:1] in {b"{", b"["}:
         return "json"
     if _URI_START.match(value):
         raise MalformedMessage("the value looks like a bare URI: send it with the header `content-type: text/uri-list`")
     raise MalformedMessage(
         foreign_serializer(value)
-        or "the first bytes are neither JSON nor a JPEG, PNG, WebP, BMP, GIF or TIFF image: "
+        or "the first bytes are neither JSON nor those of an image (JPEG, PNG, WebP, AVIF, HEIF, GIF, TIFF, BMP): "
         "send one of these, or say what it is in a `content-type` header"
     )
-
-
-def _media_type_of(value: bytes) -> str | None:
-    """What the first bytes say an image is; None where they are of no known image."""
-    for magic, media_type in _MAGIC:
-        if value.startswith(magic):
-            return media_type
-    return "image/webp" if value[:4] == b"RIFF" and value[8:12] == b"WEBP" else None
 
 
 def _json_object(value: bytes) -> dict[str, object]:

@@ -78,7 +78,7 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[ModelRuntime]:
 def photographs(runtime: ModelRuntime) -> npt.NDArray[np.uint8]:
     """uint8 [4, H, W, 3]"""
     decoder = PillowDecoder(runtime.input_size)
-    return np.stack([decoder.decode(path.read_bytes()) for path in sorted(PHOTOGRAPHS.glob("*.jpg"))])
+    return np.stack([decoder.decode(path.read_bytes()).pixels for path in sorted(PHOTOGRAPHS.glob("*.jpg"))])
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
@@ -478,7 +478,7 @@ print("tensorflow" in sys.modules)
 
 def best(runtime: ModelRuntime, decoder: PillowDecoder, labels: Path, image: Path, count: int = 3) -> list[Any]:
     names = load_labels(labels, runtime.class_count)
-    return list(top_labels(runtime.infer(decoder.decode(image.read_bytes())[None]), names, count)[0])
+    return list(top_labels(runtime.infer(decoder.decode(image.read_bytes()).pixels[None]), names, count)[0])
 
 
 @pytest.mark.parametrize(

@@ -36,14 +36,15 @@ def noise(size: int) -> bytes:
     return hashlib.shake_128(b"noise").digest(size)
 
 
-def bomb() -> bytes:
-    """A PNG of 50 bytes that says it has 3.6 thousand million pixels."""
+def png(width: int, height: int, data: bytes, *, text: bytes = b"") -> bytes:
+    """Of one bit a pixel."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    head = struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    texts = chunk(b"zTXt", b"x\0\0" + zlib.compress(text)) if text else b""
+    return b"\x89PNG\r\n\x1a\n" + head + texts + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,19 @@ def bad_messages(folder: Path, body: bytes) -> dict[str, Bad]:
         "no such file": Bad(
             _json({"image_id": "a", "uri": file(folder / "none.jpg")}), "ImageNotFound", "fetch", "no such file"
         ),
-        "a truncated jpeg": Bad(Record(body[: len(body) // 2]), "NotAnImage", "decode", "cut short"),
+        "a truncated jpeg": Bad(Record(body[: len(body) // 2]), "TruncatedImage", "decode", "cut short"),
+        "a damaged png": Bad(Record(png(20, 20, b"no deflate")), "CorruptImage", "decode", "damaged"),
+        "a format that is not decoded": Bad(
+            Record(b"\x00\x00\x00\x0cJXL \r\n\x87\n" + bytes(99)), "UnsupportedFormat", "decode", "JPEG XL"
+        ),
+        "metadata that unpack to very much": Bad(
+            Record(png(20, 20, zlib.compress(bytes(80)), text=bytes(20_000_000))),
+            "DecompressionBomb",
+            "decode",
+            "unpack",
+        ),
         "text that says it is a jpeg": Bad(
-            Record(b"good morning", headers=[("content-type", "image/jpeg")]), "NotAnImage", "decode", "none of"
+            Record(b"good morning", headers=[("content-type", "image/jpeg")]), "NotAnImage", "decode", "no image format"
         ),
         "too many bytes as they are": Bad(
             Record(body + bytes(MAX_IMAGE_BYTES)), "ImageTooLarge", "parse", "stores.max_image_bytes"
@@ -140,7 +151,9 @@ def bad_messages(folder: Path, body: bytes) -> dict[str, Bad]:
         "too many bytes in a file": Bad(
             _json({"image_id": "a", "uri": file(large)}), "ImageTooLarge", "fetch", "stores.max_image_bytes"
         ),
-        "too many pixels": Bad(Record(bomb()), "ImageTooLarge", "decode", "input.max_pixels"),
+        "too many pixels": Bad(
+            Record(png(60_000, 60_000, zlib.compress(b"\0"))), "TooManyPixels", "decode", "input.max_pixels"
+        ),
         "another checksum, inline": Bad(
             _json({"image_id": "a", "data": data, "sha256": "0" * 64}), "ChecksumMismatch", "parse", "sha256"
         ),

@@ -14,7 +14,8 @@ from PIL import Image
 
 from consumer.adapters.decode_sandbox import SandboxedDecoder
 from consumer.adapters.image import PillowDecoder
-from consumer.errors import DecoderCrashed, ImageTooLarge, NotAnImage, SandboxFailed
+from consumer.errors import DecoderCrashed, NotAnImage, SandboxFailed, TooManyPixels
+from consumer.messages import Decoded
 from tests.hostile_decoder import FACTORY, with_mark
 from tests.processes import wait_until
 
@@ -64,7 +65,12 @@ def _is_well(sandbox: SandboxedDecoder) -> None:
     """A good image gives what it gives outside."""
     outside = PillowDecoder(SIZE)
     assert sandbox.measure(GOOD) == outside.measure(GOOD)
-    assert np.array_equal(sandbox.decode(GOOD), outside.decode(GOOD))
+    _same(sandbox.decode(GOOD), outside.decode(GOOD))
+
+
+def _same(one: Decoded, other: Decoded) -> None:
+    assert np.array_equal(one.pixels, other.pixels)
+    assert one.facts == other.facts
 
 
 # --- what ends the child --------------------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ def test_nothing_can_be_opened_and_that_is_said_of_the_sandbox_not_of_the_image(
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is bounded on Linux")
 def test_memory_past_the_bound_is_a_letter_that_names_the_setting(make: Make) -> None:
     sandbox = make()
-    with pytest.raises(ImageTooLarge, match=r"input\.max_pixels"):
+    with pytest.raises(TooManyPixels, match=r"input\.max_pixels"):
         sandbox.decode(with_mark(GOOD, "allocate"))
     with pytest.raises(RuntimeError, match="Cannot allocate memory"):
         sandbox.decode(with_mark(GOOD, "map-memory"))
@@ -156,7 +162,8 @@ def test_it_knows_nothing_of_our_environment(make: Make, monkeypatch: pytest.Mon
 
 
 def test_what_a_library_prints_is_no_answer(make: Make) -> None:
-    assert np.array_equal(make().decode(with_mark(GOOD, "print")), PillowDecoder(SIZE).decode(GOOD))
+    marked = with_mark(GOOD, "print")
+    _same(make().decode(marked), PillowDecoder(SIZE).decode(marked))
 
 
 def test_a_defect_of_the_decoder_is_no_verdict_on_the_image(make: Make) -> None:
@@ -165,15 +172,15 @@ def test_a_defect_of_the_decoder_is_no_verdict_on_the_image(make: Make) -> None:
 
 
 @pytest.mark.parametrize("lie", ["lie-size", "lie-format"])
-def test_facts_that_make_no_sense_are_not_believed(make: Make, lie: str) -> None:
+def test_a_header_that_makes_no_sense_is_not_believed(make: Make, lie: str) -> None:
     sandbox = make()
-    with pytest.raises(DecoderCrashed, match="make no sense"):
+    with pytest.raises(DecoderCrashed, match="makes no sense"):
         sandbox.measure(with_mark(GOOD, lie))
     _is_well(sandbox)
 
 
-@pytest.mark.parametrize("lie", ["lie-pixels", "garbage"])
-def test_pixels_that_are_not_what_the_model_takes_are_not_believed(make: Make, lie: str) -> None:
+@pytest.mark.parametrize("lie", ["lie-pixels", "lie-facts", "garbage"])
+def test_pixels_and_facts_that_cannot_be_are_not_believed(make: Make, lie: str) -> None:
     sandbox = make()
     with pytest.raises(DecoderCrashed):
         sandbox.decode(with_mark(GOOD, lie))
