@@ -79,7 +79,7 @@ def _measure_all(server: str, endpoint: str, process: psutil.Process, *, rounds:
         endpoint=Endpoint(endpoint),
         region="us-east-1",
         path_style=True,
-        access=S3Access(**CREDENTIALS),
+        access=S3Access(access_key_id=CREDENTIALS["access_key_id"], secret_access_key=CREDENTIALS["secret_access_key"]),
         max_concurrency=max(IN_FLIGHT),
     )
     clients: dict[str, Callable[[], bytes]] = {
