@@ -258,7 +258,8 @@ def secret_values(settings: Settings, sources: Provenance) -> Iterator[str]:
     """Every value that is never to be told: of keys that are called so, from secret files, and of `SecretStr` wherever
     one is."""
     for key, origin in sources.items():
-        yield from _secrets_in(value_of(settings, key), called_so=is_secret(key) or from_secret_file(origin))
+        found = _secrets_in(value_of(settings, key), called_so=is_secret(key) or from_secret_file(origin))
+        yield from filter(None, found)  # one that is not set hides nothing
 
 
 def _secrets_in(value: Any, *, called_so: bool) -> Iterator[str]:

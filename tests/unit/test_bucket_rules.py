@@ -108,9 +108,11 @@ def test_only_a_bucket_without_a_wild_card_is_named() -> None:
     assert not both.names_bucket("photos-1")
 
 
-def test_the_bucket_of_a_uri_is_told_only_where_it_is_allowed() -> None:
-    assert rules("photos-*").bucket_of("s3://photos-1/not//a/key") == "photos-1"
-    assert rules("photos-*").bucket_of("s3://secret/a") is None
+def test_what_fails_together_is_a_bucket_or_all_that_a_wild_card_allows() -> None:
+    both = rules("photos-*", "photos-1")
+    assert both.place_of("s3://photos-1/not//a/key") == "photos-1"
+    assert both.place_of("s3://photos-2/a") == both.place_of("s3://photos-3/a") == "photos-*"
+    assert both.place_of("s3://secret/a") is None
 
 
 @pytest.mark.parametrize("entry", ["", "/2026/", "s3://photos", "pho tos", "photos?"])

@@ -28,6 +28,7 @@ class ObjectAddress:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
+    name: str
     bucket: re.Pattern[str]
     prefix: str
     names_one: bool
@@ -53,13 +54,17 @@ class BucketRules:
         self._setting = setting
         self._version_parameter = version_parameter
 
-    def bucket_of(self, uri: str) -> str | None:
-        """The bucket, if it is an allowed one, whatever the rest of the URI is."""
+    def place_of(self, uri: str) -> str | None:
+        """The bucket if the settings name it, else the entry with a wild card that allows it, else None; whatever the
+        rest of the URI is. A sender may own one of the buckets below a wild card: were it judged alone, its images
+        could be waited for without limit."""
         try:
             bucket, _, _ = self._split(uri)
         except ReferenceRefused:
             return None
-        return bucket if any(rule.bucket.fullmatch(bucket) for rule in self._rules) else None
+        if self.names_bucket(bucket):
+            return bucket
+        return next((rule.name for rule in self._rules if rule.bucket.fullmatch(bucket)), None)
 
     def names_bucket(self, bucket: str) -> bool:
         """Whether the settings name this very bucket, and not only by a wild card."""
@@ -111,7 +116,7 @@ def _rule(entry: str) -> _Rule:
     if not is_bucket_pattern(entry):
         raise ValueError(f"{entry!r} is not the name of a bucket, such as photos, photos-* or photos/2026/")
     pattern = "[A-Za-z0-9._-]*".join(re.escape(part) for part in bucket.split("*"))
-    return _Rule(re.compile(pattern), prefix, "*" not in bucket)
+    return _Rule(bucket, re.compile(pattern), prefix, "*" not in bucket)
 
 
 def _key(uri: str, path: str) -> str:

@@ -56,8 +56,8 @@ class ObjectStore:
         self._loop = _event_loop()
 
     def health_key(self, uri: str) -> str:
-        """The scheme and the bucket."""
-        return f"{self._rules.scheme}://{self._rules.bucket_of(uri) or ''}"
+        """The scheme, and the bucket or the entry with a wild card that allows it."""
+        return f"{self._rules.scheme}://{self._rules.place_of(uri) or ''}"
 
     def fetch(self, uri: str, *, max_bytes: int, deadline_s: float) -> StoredImage:
         """See `ports.ImageStore.fetch`. The size is judged by the answer's headers, before the body is read."""
