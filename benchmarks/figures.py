@@ -1,4 +1,4 @@
-"""The figures of the README: `python -m benchmarks.figures all` (or stream, photographs, memory, decoder-crash).
+"""The figures of the README: `python -m benchmarks.figures all` (or one of stream, s3, photographs, memory, decoder-crash).
 
 Every figure is a ratio taken side by side in one run, or a slope; it says the spread over its rounds and what machine
 it was measured on. A broker is started for the purpose; nothing else should run beside it.
@@ -6,13 +6,15 @@ it was measured on. A broker is started for the purpose; nothing else should run
 
 import argparse
 import json
+import os
 import platform
 import signal
 import statistics
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +25,7 @@ from confluent_kafka import Producer
 from PIL import Image
 
 from benchmarks.replicas import BirdModel, Follower, broker, fill, replica
+from benchmarks.s3_clients import static_server
 from consumer import bootstrap
 from consumer.cpu import quota_cores
 from consumer.settings import Settings
@@ -39,13 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     figures: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "stream": stream,
+        "s3": from_s3,
         "photographs": five_photographs,
         "memory": memory,
         "decoder-crash": decoder_crash,
     }
     parser.add_argument("figure", choices=["all", *figures])
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements")
-    parser.add_argument("--images", type=int, default=0, help="images a round (stream) or in all (memory)")
+    parser.add_argument("--images", type=int, default=0, help="images a round (stream, s3) or in all (memory)")
     arguments = parser.parse_args()
     for name, measure in figures.items():
         if arguments.figure in ("all", name):
@@ -159,6 +163,75 @@ class _InProcess:
                 self._model.runtime.infer(pixels)
                 done += len(batch)
         return time.monotonic() - started_s
+
+
+# --- from S3 against inline -----------------------------------------------------------------------------------------
+
+
+def from_s3(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Images/s end to end from S3 over inline: the same photographs, replica, model and broker, in turn in one run.
+
+    S3 is a process of its own on the same cores that answers from memory with S3's headers, and cheaper than the
+    broker, which has the photographs to carry in the other case: neither's CPU is taken off. `cpu_ratio` is of the
+    replica's own CPU an image, and holds on a machine that is not quiet too.
+    """
+    count, warm = arguments.images or 1_000, 200
+    values = _small_photographs()
+    birds = BirdModel.find()
+    topics = [
+        {part: f"{kind}-{part}-{number}" for part in ("input", "output", "letters")}
+        for number in range(arguments.rounds)
+        for kind in (("inline", "s3") if number % 2 == 0 else ("s3", "inline"))
+    ]
+    rates: dict[str, list[float]] = {"inline": [], "s3": []}
+    cpu_ms: dict[str, list[float]] = {"inline": [], "s3": []}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        broker([name for names in topics for name in names.values()]) as node,
+    ):
+        for number, value in enumerate(values):
+            (Path(folder) / f"{number}.jpg").write_bytes(value)
+        uris = [f"s3://photographs/birds/{number}.jpg" for number in range(len(values))]
+        references = [json.dumps({"image_id": uri, "uri": uri}).encode() for uri in uris]
+        with static_server(Path(folder)) as (endpoint, _):
+            for names in topics:
+                kind = names["input"].partition("-")[0]
+                fill(node, names["input"], values if kind == "inline" else references, count + warm)
+                environment = (birds.environment if birds else {}) | _s3_environment(endpoint)
+                with replica(node, names, environment) as running:
+                    running.wait_ready()
+                    follower = Follower(node, names["output"])
+                    started_s = follower.until(warm)
+                    seen, cpu_s = follower.seen, running.cpu_seconds()
+                    wall_s = follower.until(count + warm) - started_s
+                    rates[kind].append((follower.seen - seen) / wall_s)
+                    cpu_ms[kind].append((running.cpu_seconds() - cpu_s) / (follower.seen - seen) * 1000)
+                    follower.close()
+                load = os.getloadavg()[0]
+                _say(f"{kind}: {rates[kind][-1]:.0f} images/s, {cpu_ms[kind][-1]:.1f} CPU-ms each, load {load:.1f}")
+    return {
+        "ratio": _spread(_pairs(rates)),
+        "cpu_ratio": _spread(_pairs(cpu_ms)),
+        "images_per_s": {kind: _spread(found) for kind, found in rates.items()},
+        "service_cpu_ms_an_image": {kind: _spread(found) for kind, found in cpu_ms.items()},
+        "images": count,
+        "object_bytes": round(statistics.mean(len(value) for value in values)),
+    }
+
+
+def _pairs(found: Mapping[str, Sequence[float]]) -> list[float]:
+    """S3 over inline, round by round."""
+    return [s3 / inline for s3, inline in zip(found["s3"], found["inline"], strict=True)]
+
+
+def _s3_environment(endpoint: str) -> dict[str, str]:
+    return {
+        "OUZEL_STORES__S3__BUCKETS": "photographs",
+        "OUZEL_STORES__S3__ENDPOINT_URL": endpoint,
+        "OUZEL_STORES__S3__REGION": "us-east-1",
+        "OUZEL_STORES__S3__ACCESS_KEY_ID": "measure",
+        "OUZEL_STORES__S3__SECRET_ACCESS_KEY": "measure",
+    }
 
 
 # --- five photographs, one after the other or at once ---------------------------------------------------------------

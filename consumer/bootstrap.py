@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -216,7 +216,7 @@ def build_stores(settings: Settings) -> list[ImageStore]:
     """The stores that the settings allow.
 
     Raises:
-        SettingsError: a file that a store needs cannot be read.
+        SettingsError: a store's extra is not installed, or a file that a store needs cannot be read.
     """
     from consumer.adapters.stores.data_store import DataStore
 
@@ -227,6 +227,7 @@ def build_stores(settings: Settings) -> list[ImageStore]:
         stores.append(FileStore(settings.stores.file.roots))
     if settings.stores.http.hosts:
         stores.append(_http_store(settings.stores.http))
+    stores.extend(_bucket_stores(settings))
     return stores
 
 
@@ -254,6 +255,49 @@ def _http_store(http: HttpStoreSettings) -> ImageStore:
             f"stores.http.ca_file: {http.ca_file} cannot be used: {error.strerror or error}",
             remedy="name a PEM file with certificates that this user may read",
         ) from None
+
+
+def _bucket_stores(settings: Settings) -> Iterator[ImageStore]:
+    from consumer.adapters.stores.clouds import Endpoint, S3Access, azure_store, gcs_store, s3_store
+
+    s3, gcs, azure = settings.stores.s3, settings.stores.gcs, settings.stores.azure
+    if s3.buckets:
+        yield s3_store(
+            s3.buckets,
+            endpoint=Endpoint(
+                url=s3.endpoint_url,
+                ca_file=s3.ca_file,
+                proxy_url=s3.proxy_url,
+                connect_timeout_ms=s3.connect_timeout_ms,
+                read_timeout_ms=s3.read_timeout_ms,
+            ),
+            region=s3.region,
+            path_style=s3.path_style,
+            access=S3Access(
+                anonymous=s3.anonymous,
+                access_key_id=s3.access_key_id,
+                secret_access_key=s3.secret_access_key.get_secret_value(),
+                session_token=s3.session_token.get_secret_value(),
+                profile=s3.profile,
+                requester_pays=s3.requester_pays,
+            ),
+            max_concurrency=s3.max_concurrency,
+        )
+    if gcs.buckets:
+        yield gcs_store(
+            gcs.buckets,
+            endpoint=Endpoint(url=gcs.endpoint_url),
+            anonymous=gcs.anonymous,
+            max_concurrency=gcs.max_concurrency,
+        )
+    if azure.containers:
+        yield azure_store(
+            azure.containers,
+            endpoint=Endpoint(url=azure.endpoint_url),
+            account=azure.account,
+            anonymous=azure.anonymous,
+            max_concurrency=azure.max_concurrency,
+        )
 
 
 def _fetch_cache(settings: FetchCacheSettings, clock: Clock, observer: Observer) -> FetchCache | None:

@@ -1,5 +1,6 @@
 """Names that follow from other names."""
 
+import re
 from collections.abc import Mapping
 
 MEDIA_TYPES: Mapping[str, str] = {
@@ -23,3 +24,8 @@ def replay_marker_topic(dead_letter_topic: str) -> str:
 def replay_transactional_id(dead_letter_topic: str) -> str:
     """The transactional id of `ouzel dlq replay`, which lets one replay of the topic at a time commit."""
     return f"ouzel-dlq-replay-{dead_letter_topic}"
+
+
+def is_bucket_pattern(entry: str) -> bool:
+    """Whether a store's allow-list takes it: `photos`, `photos-*`, or with a beginning of the key, `photos/2026/`."""
+    return re.fullmatch(r"[A-Za-z0-9*][A-Za-z0-9._\-*]{0,222}", entry.partition("/")[0]) is not None

@@ -12,13 +12,14 @@ from pydantic import SecretStr
 from consumer.host_names import HostPattern
 from consumer.http_headers import check_header
 from consumer.kafka_properties import HEADROOM_BYTES, LARGEST_MESSAGE_BYTES, refusals
-from consumer.names import replay_marker_topic
+from consumer.names import is_bucket_pattern, replay_marker_topic
 from consumer.settings_tables import HttpStoreSettings, Settings
 from consumer.times import rfc3339_ms
 
 # Kafka's own rule (org.apache.kafka.common.internals.Topic): letters, digits, ".", "_" and "-", at most 249.
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _PROXY = re.compile(r"(http://([^\s/@]+@)?[A-Za-z0-9.\[\]:_-]+:[1-9][0-9]{0,4}/?)?")
+_ENDPOINT = re.compile(r"https?://[^\s@/?#]+(/[^\s?#@]*)?")
 _PLACEHOLDER = re.compile(r"\{[^}]*\}?")
 
 
@@ -139,6 +140,44 @@ def _stores(settings: Settings) -> Iterator[Conflict]:
             said = f"{root!r} is relative, and what it means depends on the folder that the service is started in"
             yield Conflict(("stores.file.roots",), said, "give the whole path, from /")
     yield from _http(settings.stores.http)
+    stores = settings.stores
+    lists = {
+        "s3.buckets": stores.s3.buckets,
+        "gcs.buckets": stores.gcs.buckets,
+        "azure.containers": stores.azure.containers,
+    }
+    for name, entries in lists.items():
+        for entry in entries:
+            if not is_bucket_pattern(entry):
+                fix = 'give names such as "photos", "photos-*" or "photos/2026/", without a scheme'
+                yield Conflict((f"stores.{name}",), f"{entry!r} is not the name of a bucket", fix)
+    endpoints = {
+        "s3.endpoint_url": stores.s3.endpoint_url,
+        "s3.proxy_url": stores.s3.proxy_url,
+        "gcs.endpoint_url": stores.gcs.endpoint_url,
+        "azure.endpoint_url": stores.azure.endpoint_url,
+    }
+    for name, url in endpoints.items():
+        if url and not _ENDPOINT.fullmatch(url):
+            # Not shown: there may be a password in it.
+            fix = "give https://host or https://host:port, without a user name or password"
+            yield Conflict((f"stores.{name}",), "is not the URL of an endpoint", fix)
+    yield from _s3_access(settings)
+
+
+def _s3_access(settings: Settings) -> Iterator[Conflict]:
+    s3 = settings.stores.s3
+    if bool(s3.access_key_id) != bool(s3.secret_access_key.get_secret_value()):
+        keys = ("stores.s3.access_key_id", "stores.s3.secret_access_key")
+        yield Conflict(keys, "is a half of a key: one is given and the other is not", "give both, or neither")
+    ways = {
+        "stores.s3.anonymous": s3.anonymous,
+        "stores.s3.profile": bool(s3.profile),
+        "stores.s3.access_key_id": bool(s3.access_key_id),
+    }
+    given = tuple(key for key, is_given in ways.items() if is_given)
+    if len(given) > 1:
+        yield Conflict(given, f"and {', '.join(given[1:])} say differently who asks", "keep one of them")
 
 
 def _http(http: HttpStoreSettings) -> Iterator[Conflict]:

@@ -138,12 +138,57 @@ class HttpStoreSettings(Section):
     connect_timeout_ms: Annotated[int, Field(ge=1)] = 3_000
 
 
+class S3StoreSettings(Section):
+    """[stores.s3]"""
+
+    buckets: list[str] = []
+    """`photos`, `photos-*`, `photos/2026/`; empty: `s3://` is off."""
+    endpoint_url: str = ""
+    region: str = ""
+    path_style: bool = True
+    anonymous: bool = False
+    profile: str = ""
+    access_key_id: str = ""
+    secret_access_key: SecretStr = SecretStr("")
+    session_token: SecretStr = SecretStr("")
+    requester_pays: bool = False
+    ca_file: str = ""
+    proxy_url: str = ""
+    connect_timeout_ms: Annotated[int, Field(ge=1)] = 3_000
+    read_timeout_ms: Annotated[int, Field(ge=1)] = 5_000
+    max_concurrency: Count = 64
+
+
+class GcsStoreSettings(Section):
+    """[stores.gcs]"""
+
+    buckets: list[str] = []
+    """As in [stores.s3]; empty: `gs://` is off."""
+    endpoint_url: str = ""
+    anonymous: bool = False
+    max_concurrency: Count = 64
+
+
+class AzureStoreSettings(Section):
+    """[stores.azure]"""
+
+    containers: list[str] = []
+    """As the buckets of [stores.s3]; empty: `az://` is off."""
+    account: str = ""
+    endpoint_url: str = ""
+    anonymous: bool = False
+    max_concurrency: Count = 64
+
+
 class StoresSettings(Section):
     """[stores]"""
 
     file: FileStoreSettings = FileStoreSettings()
     cache: FetchCacheSettings = FetchCacheSettings()
     http: HttpStoreSettings = HttpStoreSettings()
+    s3: S3StoreSettings = S3StoreSettings()
+    gcs: GcsStoreSettings = GcsStoreSettings()
+    azure: AzureStoreSettings = AzureStoreSettings()
     max_image_bytes: Bytes = 32 * 1024 * 1024
     fetch_deadline_ms: Milliseconds = 10_000
 

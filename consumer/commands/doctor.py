@@ -36,7 +36,7 @@ class Finding:
 
 
 def doctor(ctx: typer.Context) -> None:
-    """Check settings, broker, topics, rights, file roots, model, labels, one inference, clock and disk; change nothing.
+    """Check settings, broker, topics, rights, stores, model, labels, one inference, clock and disk; change nothing.
 
     One line each, with what to do where it fails; JSON lines when piped. Exit code 1 if anything fails. Topics are
     compared as the user of [kafka.admin], rights asked as the service's own, that of [kafka.client].
@@ -212,6 +212,33 @@ def _stores(settings: "Settings") -> Iterator[Finding]:
             yield Finding("stores", "fail", f"file root {root} may not be read", f"let this user read {root}")
         else:
             yield Finding("stores", "pass", f"file root {root}")
+    yield from _guarded("stores", lambda: _buckets(settings))
+
+
+_PROBE_KEY = "ouzel-doctor-looks-for-what-is-not-there"
+
+
+def _buckets(settings: "Settings") -> Iterator[Finding]:
+    """Asks each bucket that the settings name for an object that it does not have: "not found" is a right answer."""
+    from consumer.bootstrap import build_stores
+    from consumer.errors import ImageNotFound, StoreUnavailable
+
+    stores = {scheme: store for store in build_stores(settings) for scheme in store.schemes}
+    chosen = settings.stores
+    named = {"s3": chosen.s3.buckets, "gs": chosen.gcs.buckets, "az": chosen.azure.containers}
+    for scheme, entry in ((scheme, entry) for scheme, entries in named.items() for entry in entries):
+        uri = f"{scheme}://{entry.rstrip('/')}/{_PROBE_KEY}"
+        if "*" in entry:
+            yield Finding("stores", "skip", f"{scheme}://{entry}: which buckets these are is not known")
+            continue
+        try:
+            stores[scheme].fetch(uri, max_bytes=1, deadline_s=chosen.fetch_deadline_ms / 1000)
+        except ImageNotFound:
+            yield Finding("stores", "pass", f"{scheme}://{entry}: answers")
+        except StoreUnavailable as error:
+            # Without the right to list, S3 answers 403 for what is not there, and nothing may be wrong.
+            result: Result = "warn" if "AccessDenied" in str(error) else "fail"
+            yield Finding("stores", result, str(error).replace(_PROBE_KEY, "..."), "see docs/stores.md")
 
 
 # --- model ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,9 @@ SETTING_OF_SCHEME: Mapping[str, str] = {
     "file": "stores.file.roots",
     "http": "stores.http.hosts",
     "https": "stores.http.hosts",
+    "s3": "stores.s3.buckets",
+    "gs": "stores.gcs.buckets",
+    "az": "stores.azure.containers",
 }
 """What to set for a scheme to be served. A new store adds its line here."""
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Protocol
 
 import pytest
 
+from consumer.adapters.stores.clouds import Endpoint, S3Access, s3_store
 from consumer.adapters.stores.file_store import FileStore
 from consumer.adapters.stores.http_store import HttpStore
 from consumer.errors import ImageNotFound, ImageTooLarge, ReferenceRefused, StoreUnavailable
 from consumer.ports import ImageStore
 from tests.fakes import FakeImageStore
 from tests.http_server import HttpServer, answer
+from tests.s3_server import ACCESS_KEY, REGION, SECRET_KEY, running_proxy, running_server
 
 BODY = bytes(range(256)) * 16
 
@@ -156,7 +159,60 @@ class HttpHarness:
         self.other.close()
 
 
-HARNESSES: list[Callable[[Path, pytest.MonkeyPatch], Harness]] = [FakeHarness, FileHarness, HttpHarness]
+class S3Harness:
+    """A bucket on a real S3 server, behind a proxy that can be told to fail; and one that is not allowed."""
+
+    def __init__(self, _folder: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
+        self._proxy = running_proxy()
+        self._proxy.fault = "none"
+        self._bucket = f"photos-{uuid.uuid4().hex[:12]}"
+        running_server().make_bucket(self._bucket)
+        running_server().put(self._bucket, "secret/a", BODY)
+        self.store: ImageStore = s3_store(
+            [f"{self._bucket}/images/"],
+            endpoint=Endpoint(self._proxy.url),
+            region=REGION,
+            path_style=True,
+            access=S3Access(access_key_id=ACCESS_KEY, secret_access_key=SECRET_KEY),
+            max_concurrency=4,
+        )
+
+    def put(self, name: str, body: bytes) -> str:
+        running_server().put(self._bucket, f"images/{name}", body)
+        return f"s3://{self._bucket}/images/{name}"
+
+    def absent(self) -> str:
+        return f"s3://{self._bucket}/images/absent"
+
+    def refused(self) -> list[str]:
+        return [
+            f"s3://{self._bucket}/secret/a",
+            f"s3://{self._bucket}/images/../secret/a",
+            f"s3://{self._bucket}/images/%2e%2e/secret/a",
+            f"s3://{self._bucket}/images//a",
+            f"s3://{self._bucket}/images/a/",
+            f"s3://{self._bucket}/images/a?X-Amz-Signature=secret",
+            "s3://secret/images/a",
+            "s3://user:secret@host/images/a",
+            "s3:///images/a",
+        ]
+
+    def break_down(self) -> None:
+        self._proxy.fault = "reset"
+
+    def bytes_read(self) -> int | None:
+        return None  # not to be told from here: tests/unit/test_s3_store.py has a large object
+
+    def close(self) -> None:
+        self._proxy.fault = "none"
+
+
+HARNESSES: list[Callable[[Path, pytest.MonkeyPatch], Harness]] = [
+    FakeHarness,
+    FileHarness,
+    HttpHarness,
+    S3Harness,
+]
 
 
 @pytest.fixture(params=HARNESSES)

@@ -1,13 +1,16 @@
 """What `ouzel doctor` looks at on this machine, and as whom it asks the broker."""
 
+import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from consumer.bootstrap import cache_folder
 from consumer.commands import doctor, topics
-from consumer.settings import FileStoreSettings, KafkaSettings, Settings, StoresSettings
+from consumer.settings import FileStoreSettings, KafkaSettings, S3StoreSettings, Settings, StoresSettings
+from tests.s3_server import ACCESS_KEY, REGION, SECRET_KEY, running_server
 
 
 def test_room_is_looked_for_where_models_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,3 +43,25 @@ def test_rights_are_asked_as_the_service_and_not_as_the_admin(monkeypatch: pytes
     kafka = KafkaSettings(client={"sasl.username": "ouzel"}, admin={"sasl.username": "root"})
     doctor._as_the_service(Settings(kafka=kafka))
     assert [(each.client, each.admin) for each in seen] == [({"sasl.username": "ouzel"}, {})]
+
+
+def test_each_bucket_has_its_line() -> None:
+    server = running_server()
+    server.make_bucket("doctors", versions=False)
+    s3 = S3StoreSettings(
+        buckets=["doctors", "doctors/2026", "absent", "photos-*"],
+        endpoint_url=server.url,
+        region=REGION,
+        access_key_id=ACCESS_KEY,
+        secret_access_key=SecretStr(SECRET_KEY),
+    )
+    findings = list(doctor._stores(Settings(stores=StoresSettings(s3=s3))))
+    assert [finding.result for finding in findings] == ["pass", "pass", "fail", "skip"]
+    assert "NoSuchBucket" in findings[2].said
+    assert SECRET_KEY not in str(findings)
+
+
+def test_a_store_whose_extra_is_not_installed_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    (finding,) = doctor._stores(Settings(stores=StoresSettings(s3=S3StoreSettings(buckets=["photos"]))))
+    assert (finding.result, "ouzel[s3]" in finding.fix) == ("fail", True)

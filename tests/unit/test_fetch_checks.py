@@ -24,7 +24,9 @@ def test_the_scheme_chooses_the_store(uri: str) -> None:
     ("uri", "named"),
     [
         ("file:///a.jpg", "stores.file.roots"),
-        ("s3://bucket/a", "[stores]"),
+        ("s3://bucket/a", "stores.s3.buckets"),
+        ("gs://bucket/a", "stores.gcs.buckets"),
+        ("az://container/a", "stores.azure.containers"),
         ("https://host/a.jpg", "stores.http.hosts"),
         ("data:image/png;base64,QQ==", "inline"),
         ("a.jpg", "scheme"),

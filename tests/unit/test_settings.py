@@ -390,6 +390,13 @@ def test_a_missing_folder_of_secrets_is_an_error_if_it_was_named(
         ('[stores.http.headers."*.example"]\nA = "b"', "stores.http.headers", "anybody may own"),
         ('[stores.http.headers."a.example"]\nHost = "b"', "stores.http.headers", "the store's own"),
         ('[stores.http.headers."a.example"]\nA = 1', "stores.http.headers", "********"),
+        ('[stores.s3]\nbuckets = ["s3://photos"]', "stores.s3.buckets", "not the name of a bucket"),
+        ('[stores.gcs]\nbuckets = ["photos", ""]', "stores.gcs.buckets", "not the name of a bucket"),
+        ('[stores.azure]\ncontainers = ["/a"]', "stores.azure.containers", "not the name of a bucket"),
+        ('[stores.s3]\nendpoint_url = "https://me:pw@host"', "stores.s3.endpoint_url", "not the URL"),
+        ('[stores.gcs]\nendpoint_url = "host:9000"', "stores.gcs.endpoint_url", "not the URL"),
+        ('[stores.s3]\naccess_key_id = "a"', "stores.s3.access_key_id", "half of a key"),
+        ('[stores.s3]\nanonymous = true\nprofile = "birds"', "stores.s3.anonymous", "differently who asks"),
         ("[model]\nmean = [nan]", "model.mean", "finite number"),
         ("[model]\nstd = [1.0, 1.0, inf]", "model.std", "finite number"),
         ("[model]\ninput_range = [0.0, inf]", "model.input_range", "finite number"),
@@ -402,6 +409,7 @@ def test_a_missing_folder_of_secrets_is_an_error_if_it_was_named(
 def test_values_that_cannot_be_or_not_together_are_refused(write: Write, text: str, key: str, said: str) -> None:
     page = _page(write(text))
     assert f"\n  {key}: " in page
+    assert "me:pw" not in page
     assert said in page
     assert "fix:" in page
 
