@@ -1,4 +1,4 @@
-"""The figures of the README: `python -m benchmarks.figures all` (or one of stream, s3, photographs, memory, decoder-crash).
+"""The figures of the README: `python -m benchmarks.figures all`, or stream, s3, photographs, memory, decoder-crash.
 
 Every figure is a ratio taken side by side in one run, or a slope; it says the spread over its rounds and what machine
 it was measured on. A broker is started for the purpose; nothing else should run beside it.
