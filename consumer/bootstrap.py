@@ -19,7 +19,7 @@ from consumer.errors import ModelError, SettingsError, TopicMissing
 from consumer.flow import Flow
 from consumer.health import Health
 from consumer.kafka_properties import consumer_properties, producer_properties, service_properties
-from consumer.messages import Outcome
+from consumer.messages import Outcome, Partition
 from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.pipeline import Pipeline, Rules
@@ -47,11 +47,16 @@ from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget, Intake
 from consumer.stages.parse import Parser
 from consumer.stages.publish import Publisher
+from consumer.stages.relabel import Progress
 from consumer.stages.retry import Retries
+from consumer.stages.start import RangePart
 from consumer.times import rfc3339_ms
 
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import SchemaRegistryClient
+
+    from consumer.adapters.stores.clouds import Endpoint, S3Access
+    from consumer.adapters.stores.s3_listing import S3Listing
 
 _FLUSH_S = 2.0  # after a drain nothing is under way, or its deadline has passed
 # What decoding may take at most: floating-point samples are stretched in six arrays of four bytes a pixel, the message
@@ -91,6 +96,12 @@ class Ports:
 def cache_folder() -> Path:
     """Where models are kept: the user's cache (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ouzel"
+
+
+def state_folder() -> Path:
+    """Where a command notes how far it is: the user's state (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "ouzel"
 
 
@@ -258,29 +269,16 @@ def _http_store(http: HttpStoreSettings) -> ImageStore:
 
 
 def _bucket_stores(settings: Settings) -> Iterator[ImageStore]:
-    from consumer.adapters.stores.clouds import Endpoint, S3Access, azure_store, gcs_store, s3_store
+    from consumer.adapters.stores.clouds import Endpoint, azure_store, gcs_store, s3_store
 
     s3, gcs, azure = settings.stores.s3, settings.stores.gcs, settings.stores.azure
     if s3.buckets:
         yield s3_store(
             s3.buckets,
-            endpoint=Endpoint(
-                url=s3.endpoint_url,
-                ca_file=s3.ca_file,
-                proxy_url=s3.proxy_url,
-                connect_timeout_ms=s3.connect_timeout_ms,
-                read_timeout_ms=s3.read_timeout_ms,
-            ),
+            endpoint=_s3_endpoint(settings),
             region=s3.region,
             path_style=s3.path_style,
-            access=S3Access(
-                anonymous=s3.anonymous,
-                access_key_id=s3.access_key_id,
-                secret_access_key=s3.secret_access_key.get_secret_value(),
-                session_token=s3.session_token.get_secret_value(),
-                profile=s3.profile,
-                requester_pays=s3.requester_pays,
-            ),
+            access=_s3_access(settings),
             max_concurrency=s3.max_concurrency,
         )
     if gcs.buckets:
@@ -308,6 +306,43 @@ def _fetch_cache(settings: FetchCacheSettings, clock: Clock, observer: Observer)
         max_age_s=settings.max_age_ms / 1000,
         monotonic_s=clock.monotonic_s,
         told=observer.fetch_cache,
+    )
+
+
+def _s3_endpoint(settings: Settings) -> "Endpoint":
+    from consumer.adapters.stores.clouds import Endpoint
+
+    s3 = settings.stores.s3
+    return Endpoint(
+        url=s3.endpoint_url,
+        ca_file=s3.ca_file,
+        proxy_url=s3.proxy_url,
+        connect_timeout_ms=s3.connect_timeout_ms,
+        read_timeout_ms=s3.read_timeout_ms,
+    )
+
+
+def _s3_access(settings: Settings) -> "S3Access":
+    from consumer.adapters.stores.clouds import S3Access
+
+    s3 = settings.stores.s3
+    return S3Access(
+        anonymous=s3.anonymous,
+        access_key_id=s3.access_key_id,
+        secret_access_key=s3.secret_access_key.get_secret_value(),
+        session_token=s3.session_token.get_secret_value(),
+        profile=s3.profile,
+        requester_pays=s3.requester_pays,
+    )
+
+
+def open_s3_listing(settings: Settings) -> "S3Listing":
+    """What lists buckets, as `[stores.s3]` says. Raises SettingsError."""
+    from consumer.adapters.stores.s3_listing import S3Listing
+
+    s3 = settings.stores.s3
+    return S3Listing(
+        endpoint=_s3_endpoint(settings), region=s3.region, path_style=s3.path_style, access=_s3_access(settings)
     )
 
 
@@ -452,7 +487,14 @@ def open_view(settings: Settings) -> GroupView:
     return KafkaGroupView(service_properties(kafka), group_id=kafka.group_id, timeout_ms=kafka.request_timeout_ms)
 
 
-def open_ports(settings: Settings, model: Model, view: GroupView, encoder: EventEncoder | None = None) -> Ports:
+def open_ports(
+    settings: Settings,
+    model: Model,
+    view: GroupView,
+    encoder: EventEncoder | None = None,
+    *,
+    tell_ends: bool = False,
+) -> Ports:
     """The real adapters. Connects to nothing yet."""
     from consumer.adapters.kafka.sink import KafkaSink
     from consumer.adapters.kafka.source import KafkaSource
@@ -460,7 +502,7 @@ def open_ports(settings: Settings, model: Model, view: GroupView, encoder: Event
     kafka, clock = settings.kafka, SystemClock()
     hostname = socket.gethostname()
     return Ports(
-        source=KafkaSource(consumer_properties(kafka, hostname), kafka.input_topics, clock=clock),
+        source=KafkaSource(consumer_properties(kafka, hostname, tell_ends=tell_ends), kafka.input_topics, clock=clock),
         sink=KafkaSink(producer_properties(kafka, hostname), clock=clock),
         view=view,
         stores=build_stores(settings),
@@ -488,7 +530,17 @@ def check_topics(settings: Settings, view: GroupView) -> None:
 class Service:
     """A replica: everything wired, ready to run once."""
 
-    def __init__(self, settings: Settings, ports: Ports, *, metrics: Metrics, health: Health, resume: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ports: Ports,
+        *,
+        metrics: Metrics,
+        health: Health,
+        resume: bool,
+        parts: Mapping[Partition, RangePart] | None = None,
+        on_progress: Callable[[Progress], None] = lambda _progress: None,
+    ) -> None:
         clock = SystemClock()
         observer = Observer(metrics, clock)
         metrics.model(ports.model.runtime.info)
@@ -509,6 +561,8 @@ class Service:
             clock=clock,
             observer=observer,
             rules=_rules(settings, ignore_earlier_trips=resume),
+            parts=parts,
+            on_progress=on_progress,
         )
         self.publisher = Publisher(
             ports.sink,
@@ -532,7 +586,8 @@ class Service:
         )
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT. A second one ends the process at once. SIGUSR1 goes on after the dead-letter limit.
+        """Until SIGTERM or SIGINT, or the end of the range. A second signal ends the process at once. SIGUSR1 goes on
+        after the dead-letter limit.
 
         Raises:
             Fatal: see `errors`.

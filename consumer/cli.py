@@ -26,7 +26,8 @@ _EXIT_CODES = """
 4 a model call that does not return · 5 no broker or schema registry ·
 6 no such topic or schema · 7 not allowed · 8 output refused · 9 another member has this group.instance.id ·
 10 too many dead letters · 11 another `dlq replay` took over · 12 records lost to retention ·
-13 a decode that does not return · 14 no sandbox for suspects · 70 anything else
+13 a decode that does not return · 14 no sandbox for suspects · 15 a range is not done yet ·
+16 a bucket that cannot be listed · 70 anything else
 """
 
 app = typer.Typer(

@@ -38,9 +38,11 @@ OuzelError
     ├── InstanceFenced      9   another member uses this group.instance.id
     ├── DeadLetterLimit    10   only with dead_letters.on_limit = "exit"
     ├── ReplayFenced       11   another `ouzel dlq replay` took over
-    ├── RecordsLost        12   only with kafka.on_offset_lost = "stop"
+    ├── RecordsLost        12   with kafka.on_offset_lost = "stop", or of a range that is relabelled
     ├── DecoderStuck       13   a decode past its deadline: it cannot be cancelled
     ├── SandboxFailed      14   no child process can be started to decode suspects in
+    ├── RangeUnfinished    15   `run --from` that was stopped; the same command goes on
+    ├── BucketFailed       16   a bucket or inventory that `send` cannot read to its end
     └── CommandRefused      1   a command that cannot, or must not, do what it was asked
 """
 
@@ -257,7 +259,8 @@ class InstanceFenced(Fatal):
 
 
 class RecordsLost(Fatal):
-    """Retention took records before they were read, with `kafka.on_offset_lost = "stop"`."""
+    """Retention took records before they were read, with `kafka.on_offset_lost = "stop"`; or a topic went away while a
+    range of it was relabelled."""
 
     exit_code = 12
 
@@ -273,6 +276,18 @@ class SandboxFailed(Fatal):
     """No child process can be started, and decoding suspects without one could end the replica again and again."""
 
     exit_code = 14
+
+
+class RangeUnfinished(Fatal):
+    """A run over a range was stopped before all of it was done. Not 0: a scheduler would take the range as done."""
+
+    exit_code = 15
+
+
+class BucketFailed(Fatal):
+    """A bucket or an inventory that cannot be listed, or not to its end; what was sent is noted."""
+
+    exit_code = 16
 
 
 class DeadLetterLimit(Fatal):

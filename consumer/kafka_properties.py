@@ -208,8 +208,9 @@ def service_properties(kafka: KafkaSettings) -> RawProperties:
     return {"client.id": "ouzel", **yours, "bootstrap.servers": kafka.bootstrap_servers}
 
 
-def consumer_properties(kafka: KafkaSettings, hostname: str) -> RawProperties:
-    """The service's member of the group. `hostname` fills `{hostname}` of `kafka.group_instance_id`."""
+def consumer_properties(kafka: KafkaSettings, hostname: str, *, tell_ends: bool = False) -> RawProperties:
+    """The service's member of the group. `hostname` fills `{hostname}` of `kafka.group_instance_id`; with `tell_ends`
+    it hears when it is at the end of a partition."""
     defaults: RawProperties = {
         "client.id": f"ouzel-{hostname}",
         "socket.keepalive.enable": True,
@@ -230,7 +231,7 @@ def consumer_properties(kafka: KafkaSettings, hostname: str) -> RawProperties:
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
         "allow.auto.create.topics": False,
-        "enable.partition.eof": False,
+        "enable.partition.eof": tell_ends,
     }
     if kafka.group_protocol == "classic":
         fixed["partition.assignment.strategy"] = "cooperative-sticky"

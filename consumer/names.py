@@ -1,5 +1,6 @@
 """Names that follow from other names."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 
@@ -29,3 +30,15 @@ def replay_transactional_id(dead_letter_topic: str) -> str:
 def is_bucket_pattern(entry: str) -> bool:
     """Whether a store's allow-list takes it: `photos`, `photos-*`, or with a beginning of the key, `photos/2026/`."""
     return re.fullmatch(r"[A-Za-z0-9*][A-Za-z0-9._\-*]{0,222}", entry.partition("/")[0]) is not None
+
+
+_MAX_ID_CHARS = 1024  # as schemas/image-reference.v1.json has it
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def object_id(bucket: str, key: str) -> str:
+    """The image id of an object: `bucket/key`, or where that is no id, `sha256:` and its digest."""
+    name = f"{bucket}/{key}"
+    if len(name) > _MAX_ID_CHARS or _CONTROL.search(name):
+        return "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+    return name

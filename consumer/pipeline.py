@@ -5,6 +5,7 @@ metadata: work goes to the flow and the publisher, questions to a thread of thei
 one inbox. The one place where it waits is a revoke: the partitions are gone when that callback returns.
 """
 
+import math
 import queue
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,8 @@ from consumer.stages.dead_letter_limit import DeadLetterLimit as Limit
 from consumer.stages.dead_letter_limit import Trip
 from consumer.stages.intake import ByteBudget, Intake, PartitionLoad
 from consumer.stages.publish import Publisher, Settled
-from consumer.stages.start import Note, StartPoint, find_starts
+from consumer.stages.relabel import Progress, progress_of
+from consumer.stages.start import MADE_ANEW, Note, RangePart, StartPoint, find_starts
 from consumer.stages.suspects import Suspects
 
 T = TypeVar("T")
@@ -83,7 +85,10 @@ class Pipeline:
         clock: Clock,
         observer: Observer,
         rules: Rules,
+        parts: Mapping[Partition, RangePart] | None = None,
+        on_progress: Callable[[Progress], None] = lambda _progress: None,
     ) -> None:
+        """With `parts` only that range is labelled, and `run` returns when the whole group is through with it."""
         self._source = source
         self._view = view
         self._intake = intake
@@ -92,6 +97,11 @@ class Pipeline:
         self._clock = clock
         self._observer = observer
         self._rules = rules
+        self._parts = parts
+        self._on_progress = on_progress
+        self._progress_at_s = 0.0
+        self.finished = False
+        """Whether the range is labelled and committed to its end, by all replicas together."""
         self._flow: Flow
         self._publisher: Publisher
         self._inbox: queue.SimpleQueue[Settled | _Crash | _Answer] = queue.SimpleQueue()
@@ -152,7 +162,7 @@ class Pipeline:
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self, flow: Flow, publisher: Publisher) -> None:
-        """Until `stop`. The model is warm when this is called.
+        """Until `stop`, or until the range is `finished`. The model is warm when this is called.
 
         Raises:
             Fatal: see `errors`. What was finished is committed, nothing past it.
@@ -161,7 +171,7 @@ class Pipeline:
         publisher.start()
         self._source.subscribe(self)
         try:
-            while not self._stop:
+            while not self._stop and not self.finished:
                 self._turn()
             self._shut_down()
         finally:
@@ -175,6 +185,7 @@ class Pipeline:
         self._flow.tick()
         self._begin_pending()
         self._check_topics()
+        self._ask_progress()
         self._heed_limit()
         self._commit_when_due()
 
@@ -217,6 +228,8 @@ class Pipeline:
         ledger = self._ledgers.get(delivery.partition)
         if ledger is None or ledger.lease is not delivery.lease:
             return  # read under a lease that is over; its next owner reads it again
+        if not ledger.wants(delivery.offset):
+            return  # after the range; the next turn pauses the partition
         suspects = self._suspects.get(delivery.partition)
         if suspects is not None and suspects.take(delivery.offset):
             delivery = replace(delivery, suspect=True)
@@ -229,7 +242,12 @@ class Pipeline:
         logger.error("{}; reading again from where each partition stands", error)
         for partition, ledger in self._ledgers.items():
             if partition not in self._unmarked:
-                self._source.start(ledger.lease, ledger.next_offset)
+                self._read_from(ledger, ledger.next_offset)
+
+    def _read_from(self, ledger: PartitionLedger, offset: int) -> None:
+        """Begin, or begin anew, to read a partition; one whose range ends before `offset` stays at rest."""
+        if ledger.wants(offset):
+            self._source.start(ledger.lease, offset)
 
     def _read_inbox(self) -> None:
         deferred, self._deferred = self._deferred, []
@@ -266,12 +284,13 @@ class Pipeline:
             partition: PartitionLoad(
                 in_flight=ledger.in_flight,
                 uncommitted=ledger.uncommitted,
-                has_work=ledger.in_flight > 0 or lag.get(partition, 0) > 0,
+                has_work=ledger.in_flight > 0 or (lag.get(partition, 0) > 0 and not ledger.past_end),
             )
             for partition, ledger in self._ledgers.items()
         }
         used_bytes = self._budget.used_bytes
         self._paused = self._intake.decide(loads, used_bytes=used_bytes, now_s=self.turned_s, hold=self.holding)
+        self._paused |= {partition for partition, ledger in self._ledgers.items() if ledger.past_end}
         self._source.pause(self._paused)
         self._source.resume(set(loads) - self._paused)
         self._observer.in_flight(sum(load.in_flight for load in loads.values()), used_bytes)
@@ -368,6 +387,9 @@ class Pipeline:
             if point is None:  # the topic is away; `_check_topics` ends the wait
                 self._ask_at_s[partition] = self._clock.monotonic_s() + _ASK_AGAIN_S
                 continue
+            if not self._in_range(partition, point):
+                self._pending.pop(partition)  # it stays paused
+                continue
             if point.lost is not None:
                 self._report_lost(partition, point.lost)
             self._pending.pop(partition)
@@ -376,7 +398,7 @@ class Pipeline:
             note = replace(point.note, trip=None) if self._rules.ignore_earlier_trips else point.note
             note = replace(note, in_hand=self._most_in_hand)
             self._ledgers[partition] = PartitionLedger(
-                lease, start=point.offset, committed=point.committed, note=note.dump()
+                lease, start=point.offset, committed=point.committed, note=note.dump(), end=_end(point)
             )
             self._suspect(partition, point)
             self._unmarked.add(partition)
@@ -397,7 +419,7 @@ class Pipeline:
             committed = ledger.committed
             if committed is not None and Note.load(committed.metadata).in_hand >= self._most_in_hand:
                 self._unmarked.discard(partition)
-                self._source.start(ledger.lease, ledger.next_offset)
+                self._read_from(ledger, ledger.next_offset)
 
     def _clear_marks(self, ledgers: Iterable[PartitionLedger]) -> None:
         """We end, or give these away, in order. Not where an image is still with the decoder, which may never come
@@ -464,7 +486,9 @@ class Pipeline:
             self._report_lost(ledger.lease.partition, point.lost)
         if point.offset != ledger.next_offset:
             ledger.skip_to(point.offset)
-        self._source.start(ledger.lease, point.offset)
+        if ledger.end != _end(point):  # the log was cut short
+            ledger.end, ledger.note = _end(point), replace(Note.load(ledger.note), part=point.note.part).dump()
+        self._read_from(ledger, point.offset)
 
     def _report_lost(self, partition: Partition, lost: tuple[int, int]) -> None:
         self._observer.offsets_lost(partition, *lost)
@@ -504,10 +528,40 @@ class Pipeline:
     def _begin_anew(self, partitions: Sequence[Partition]) -> None:
         """The topic was deleted and made again: its old work means nothing, and it starts at its beginning."""
         logger.error("topic made anew under {}: its old work is discarded", ", ".join(map(str, partitions)))
+        if self._parts is not None:
+            raise _range_gone(partitions[0].topic)
         self._end(partitions)
         for partition in partitions:
             self._await_start(partition)
         self._ask_starts(partitions, recreated=True)
+
+    # --- a range ----------------------------------------------------------------------------------------------------
+
+    def _in_range(self, partition: Partition, point: StartPoint) -> bool:
+        """Whether there is anything to do: not in a partition that appeared after the range was fixed."""
+        if self._parts is None:
+            return True
+        if point.note.start_partitions == MADE_ANEW or (partition in self._parts and point.note.part is None):
+            raise _range_gone(partition.topic)
+        return point.note.part is not None
+
+    def _ask_progress(self) -> None:
+        """Ask how far the whole group is: a partition that is another's may become ours before it is done."""
+        parts = self._parts
+        if parts is None or self._clock.monotonic_s() < self._progress_at_s:
+            return
+        self._progress_at_s = math.inf  # one question at a time
+
+        def ask_again() -> None:
+            self._progress_at_s = self._clock.monotonic_s() + _ASK_AGAIN_S
+
+        def note(committed: Mapping[Partition, CommitPoint]) -> None:
+            progress = progress_of(parts, committed)
+            self._on_progress(progress)
+            self.finished = progress.finished
+            ask_again()
+
+        self._ask(lambda: self._view.committed(list(parts)), note, ask_again)
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -697,7 +751,7 @@ class Pipeline:
             found = None
         if isinstance(found, Delivery):
             ledger = self._ledgers.get(found.partition)
-            if ledger is not None and ledger.lease is found.lease:
+            if ledger is not None and ledger.lease is found.lease and ledger.wants(found.offset):
                 ledger.take(found)
         self._read_inbox()
 
@@ -705,3 +759,15 @@ class Pipeline:
         self._closing = True
         self._source.close()
         self._questions.shutdown(wait=False, cancel_futures=True)
+
+
+def _end(point: StartPoint) -> int | None:
+    """Where reading ends; None where it does not."""
+    return None if point.note.part is None else point.note.part.end
+
+
+def _range_gone(topic: str) -> RecordsLost:
+    return RecordsLost(
+        f"topic {topic} was deleted or made anew, or the group's offsets were, while a range of it was relabelled",
+        remedy="look what is there now with `ouzel offsets show`, and begin the range again under another --group",
+    )

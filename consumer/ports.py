@@ -161,6 +161,10 @@ class GroupView(Protocol):
         """Those of the partitions that the group has committed an offset for, with its metadata."""
         ...
 
+    def commit_while_empty(self, points: Mapping[Partition, CommitPoint]) -> bool:
+        """Commit these in the name of a group that has no member. False where it has one; then nothing is changed."""
+        ...
+
     def offsets(self, partitions: Sequence[Partition], at: str | int) -> Mapping[Partition, int]:
         """`earliest`, `latest` (the end), or the first offset at or after a time in milliseconds since the epoch
         (the end where there is none)."""

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn
 
 from loguru import logger
@@ -12,17 +13,26 @@ from loguru import logger
 from consumer import __version__, bootstrap
 from consumer.adapters.health_server import HealthServer
 from consumer.clock import SystemClock
-from consumer.errors import Fatal
+from consumer.errors import Fatal, RangeUnfinished
 from consumer.health import Health
 from consumer.log import configure
 from consumer.metrics import Metrics
 from consumer.settings import Settings
+from consumer.stages.relabel import Progress, fix_range, progress_of
+from consumer.stages.start import Range
 
 Wrap = Callable[[bootstrap.Ports], bootstrap.Ports]
 
 
-def run_service(settings: Settings, *, resume: bool = False, wrap: Wrap = lambda ports: ports) -> None:
-    """Run one replica until it is told to stop.
+def run_service(
+    settings: Settings,
+    *,
+    resume: bool = False,
+    relabel: Range | None = None,
+    on_progress: Callable[[Progress], None] = lambda _progress: None,
+    wrap: Wrap = lambda ports: ports,
+) -> None:
+    """Run one replica until it is told to stop, or until `relabel` is done by all replicas of the group.
 
     `wrap` is for tests: it may put something between the service and its ports.
 
@@ -31,7 +41,7 @@ def run_service(settings: Settings, *, resume: bool = False, wrap: Wrap = lambda
     """
     configure(settings.log)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave_early)
+        signal.signal(number, partial(_leave_early, code=0 if relabel is None else RangeUnfinished.exit_code))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # there is nothing to go on with yet
     logger.info("ouzel {}", __version__)
     metrics = Metrics()
@@ -43,18 +53,34 @@ def run_service(settings: Settings, *, resume: bool = False, wrap: Wrap = lambda
     with _probes(settings, health, metrics):
         view = bootstrap.open_view(settings)
         bootstrap.check_topics(settings, view)  # a wrong name is told before the model is loaded
+        parts = None
+        if relabel is not None:
+            kafka = settings.kafka
+            parts = fix_range(view, kafka.input_topics, relabel, group_id=kafka.group_id)
+            progress = progress_of(parts, view.committed(list(parts)))
+            on_progress(progress)
+            if progress.finished:
+                logger.info("nothing is left of this range")
+                return
         encoder = bootstrap.build_encoder(settings)
         model = bootstrap.load_model(settings, progress=_say_progress)
-        ports = wrap(bootstrap.open_ports(settings, model, view, encoder))
-        service = bootstrap.Service(settings, ports, metrics=metrics, health=health, resume=resume)
+        ports = wrap(bootstrap.open_ports(settings, model, view, encoder, tell_ends=relabel is not None))
+        service = bootstrap.Service(
+            settings, ports, metrics=metrics, health=health, resume=resume, parts=parts, on_progress=on_progress
+        )
         service.run()
     logger.info("stopped")
+    if relabel is not None and not service.pipeline.finished:
+        raise RangeUnfinished(
+            "stopped before the range was done; what is done is committed",
+            remedy="the same command goes on where this one stopped",
+        )
 
 
-def _leave_early(number: int, _frame: object) -> None:
+def _leave_early(number: int, _frame: object, *, code: int) -> None:
     """While the model loads nothing was taken and nothing is owed. Also what makes PID 1 of a container stop."""
     logger.info("stopped by {} before the model was ready", signal.Signals(number).name)
-    os._exit(0)
+    os._exit(code)
 
 
 def end_service(error: Fatal | None = None) -> NoReturn:

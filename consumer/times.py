@@ -19,3 +19,9 @@ def rfc3339_ms(text: str) -> int:
     if since_epoch < timedelta():
         raise ValueError("a time before 1970")
     return round(since_epoch.total_seconds() * 1000)
+
+
+def rfc3339(timestamp_ms: int) -> str:
+    """RFC 3339 UTC with milliseconds, e.g. `2026-01-31T09:30:00.125Z`."""
+    when = datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")

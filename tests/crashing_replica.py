@@ -11,6 +11,7 @@ OUZEL_TEST_CRASH_AT=point:count    SIGKILL at the count-th passing of
 OUZEL_TEST_SLOW_MODEL_S=seconds    each batch takes so much longer
 OUZEL_TEST_FREEZE_OWNER=count:seconds   the thread that owns the consumer stands still once, at its count-th message
 OUZEL_TEST_HANG_MODEL=count        the model's count-th batch never comes back
+OUZEL_TEST_RELABEL=from until      what `--from` and `--until` say; the group is that of the settings
 OUZEL_TEST_BUG=commit-taken        a seeded bug: each commit says that everything taken is finished
 """
 
@@ -167,8 +168,12 @@ def _freezing(poll: Callable[..., Any]) -> Callable[..., Any]:
 
 def main() -> None:
     """What `ouzel run` does."""
+    from consumer.commands._range import range_of
+
+    asked = os.environ.get("OUZEL_TEST_RELABEL", "").split()
+    relabel = range_of(*asked, now_ms=time.time_ns() // 1_000_000) if asked else None
     try:
-        run_service(load(), resume="--resume" in sys.argv, wrap=with_crash_points)
+        run_service(load(), resume="--resume" in sys.argv, relabel=relabel, wrap=with_crash_points)
     except Fatal as error:
         end_service(error)
     end_service()

@@ -130,6 +130,7 @@ class FakeCluster:
         self.committed: dict[Partition, CommitPoint] = {}
         self.commits: list[dict[Partition, CommitPoint]] = []
         """Every commit that landed, in order."""
+        self.has_members = False
         for name, count in (partitions or {}).items():
             self.create(name, count)
 
@@ -238,6 +239,7 @@ class FakeSource:
     def subscribe(self, listener: AssignmentListener) -> None:
         """See the port."""
         self._listener = listener
+        self.cluster.has_members = True
 
     def poll(self, timeout_s: float) -> Delivery | OffsetLost | None:
         """See the port."""
@@ -417,6 +419,13 @@ class FakeGroupView:
         """See the port."""
         self._ask()
         return {each: self.cluster.committed[each] for each in partitions if each in self.cluster.committed}
+
+    def commit_while_empty(self, points: Mapping[Partition, CommitPoint]) -> bool:
+        """See the port."""
+        self._ask()
+        if not self.cluster.has_members:
+            self.cluster.committed.update(points)
+        return not self.cluster.has_members
 
     def offsets(self, partitions: Sequence[Partition], at: str | int) -> Mapping[Partition, int]:
         """See the port. Times are offsets here: record n was written at n ms."""

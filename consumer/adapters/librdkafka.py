@@ -3,14 +3,19 @@
 import difflib
 import logging
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from consumer.adapters.tls import tls_refusal
 from consumer.errors import BrokerUnreachable, Fatal, NotAuthorized, SettingsError, TopicMissing
+
+T = TypeVar("T")
+
+_AGAIN_S = 0.2
 
 # librdkafka's own log lines, which it would write to stderr by itself. A client hands them over in its poll().
 # Where nobody has configured logging they are dropped: our own errors say what matters.
@@ -90,6 +95,22 @@ def _answered(fault: KafkaError, doing: str, servers: str, topic: str) -> Fatal:
         remedy = "check kafka.bootstrap_servers, that the broker runs, and that its advertised listeners can be reached"
         return BrokerUnreachable(f"no answer from the broker at {servers} while {doing}: {text}", remedy=remedy)
     return Fatal(f"the broker at {servers} answered with {fault.name()} while {doing}: {text}")
+
+
+def until_coordinated(ask: Callable[[], T], *, timeout_s: float, wait: Callable[[float], None] = time.sleep) -> T:
+    """The answer of `ask`, asked again while the group's coordinator is being found or is loading.
+
+    Raises:
+        KafkaException: any other error, and this one after `timeout_s` seconds.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in COORDINATOR_AWAY or time.monotonic() >= deadline_s:
+                raise
+        wait(_AGAIN_S)
 
 
 # --- properties -----------------------------------------------------------------------------------------------------

@@ -75,6 +75,8 @@ class Outgoing:
     value: bytes = field(repr=False)
     key: bytes
     headers: "Headers"
+    place: Any = None
+    """Where its source can go on after it."""
 
     @property
     def size_bytes(self) -> int:
@@ -82,7 +84,17 @@ class Outgoing:
         return len(self.key) + len(self.value) + sum(len(name) + len(value or b"") for name, value in self.headers)
 
 
-def find_images(names: Sequence[str], *, everything: bool) -> tuple[list[Image], list[str]]:
+def suffix_filter(suffixes: str | None, *, everything: bool) -> Callable[[str], bool]:
+    """Whether a name is an image's. `suffixes` are such as `.jpg,.png`; None: those that images have."""
+    if everything:
+        return lambda _name: True
+    wanted = tuple(MEDIA_TYPES)
+    if suffixes is not None:
+        wanted = tuple("." + each.strip().lstrip(".").lower() for each in suffixes.split(",") if each.strip(" ."))
+    return lambda name: name.lower().endswith(wanted)
+
+
+def find_images(names: Sequence[str], takes: Callable[[str], bool]) -> tuple[list[Image], list[str]]:
     """The images under these paths and URIs, in order, and the paths that do not exist.
 
     A file is known by its name, one in a folder by its path below that folder, a URI by itself without its
@@ -96,11 +108,7 @@ def find_images(names: Sequence[str], *, everything: bool) -> tuple[list[Image],
             found.append(Image(_tidy(redact_uri(name)), uri=name))
         elif path.is_dir():
             files = sorted(each for each in path.rglob("*") if each.is_file())
-            found += [
-                Image(_tidy(each.relative_to(path).as_posix()), path=each)
-                for each in files
-                if everything or each.suffix.lower() in MEDIA_TYPES
-            ]
+            found += [Image(_tidy(each.relative_to(path).as_posix()), path=each) for each in files if takes(each.name)]
         elif path.exists():
             found.append(Image(_tidy(path.name), path=path))
         else:

@@ -1,9 +1,7 @@
 """Times on the command line (RFC 3339) and keeping to a rate."""
 
-from datetime import UTC, datetime
-
 from consumer.errors import SettingsError
-from consumer.times import rfc3339_ms
+from consumer.times import rfc3339, rfc3339_ms
 
 _EXAMPLE = "write one such as 2026-01-31T09:30:00Z"
 
@@ -18,10 +16,7 @@ def parse_time_ms(text: str) -> int:
 
 def format_time(timestamp_ms: int | None) -> str | None:
     """RFC 3339 UTC with milliseconds, e.g. `2026-01-31T09:30:00.125Z`; None for None."""
-    if timestamp_ms is None:
-        return None
-    when = datetime.fromtimestamp(timestamp_ms / 1000, UTC)
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return None if timestamp_ms is None else rfc3339(timestamp_ms)
 
 
 class Pacer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consumer.commands._sendable import find_images
+from consumer.commands._sendable import find_images, suffix_filter
 from consumer.console import print_json, printable, stdout_is_terminal
 from consumer.errors import SettingsError
 
@@ -51,7 +51,7 @@ def classify(
     """
     from consumer.console import settings_from
 
-    images, missing = find_images(paths, everything=everything)
+    images, missing = find_images(paths, suffix_filter(None, everything=everything))
     if missing:
         raise SettingsError(f"no such file or folder: {', '.join(missing)}", remedy="check the paths")
     if not images:

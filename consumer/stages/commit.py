@@ -22,10 +22,16 @@ class _Taken:
 class PartitionLedger:
     """The books of one lease: what was taken, what of it is finished, what is committed."""
 
-    def __init__(self, lease: Lease, *, start: int, committed: CommitPoint | None, note: str) -> None:
+    def __init__(
+        self, lease: Lease, *, start: int, committed: CommitPoint | None, note: str, end: int | None = None
+    ) -> None:
         self.lease = lease
         self.note = note
         """Goes with every commit, as its metadata: what the next owner must know."""
+        self.end = end
+        """The first offset that is not wanted, where a range is relabelled: no commit passes it."""
+        self.past_end = end is not None and start >= end
+        """Whether reading has come to the end of the range."""
         self.next_offset = start
         """Where reading would go on if it had to begin anew: after the newest message taken."""
         self._finished_to = start
@@ -60,6 +66,13 @@ class PartitionLedger:
     def unfinished(self) -> list[Delivery]:
         """What is in flight, in the order of delivery."""
         return [taken.delivery for taken in self._open if taken.delivery is not None and not taken.finished]
+
+    def wants(self, offset: int) -> bool:
+        """Whether a message at this offset is to be labelled: False at and after the range's end."""
+        if self.end is None or offset < self.end:
+            return True
+        self.past_end = True
+        return False
 
     def take(self, delivery: Delivery) -> None:
         """Enter a message that the source handed over."""
@@ -101,6 +114,8 @@ class PartitionLedger:
         offset = self._finished_to
         if not self._open and position is not None:
             offset = max(offset, position)
+        if self.end is not None:
+            offset = min(offset, self.end)
         if self._committed is not None:
             offset = max(offset, self._committed.offset)  # never back (I3)
         point = CommitPoint(offset, self.note)

@@ -28,6 +28,7 @@ from consumer.errors import ImageTooLarge, MalformedMessage
 from consumer.headers import CONTENT_TYPE, IMAGE_ID, ORIGIN_RECORD_INDEX
 from consumer.image_formats import image_format
 from consumer.messages import Delivery, ImageJob, Parsed, Records, Rejected, Skipped
+from consumer.names import object_id
 from consumer.ports import RecordDecoder
 from consumer.stages import bucket_events
 from consumer.stages.framing import MAGIC, VALUE_SCHEMA_ID, foreign_serializer, is_json, unframed
@@ -147,7 +148,7 @@ class Parser:
             return Rejected(delivery, error, stage="parse")
         return ImageJob(
             delivery=delivery,
-            image_id=_object_id(found.bucket, found.key),
+            image_id=object_id(found.bucket, found.key),
             uri=found.uri,
             etag=found.etag,
             metadata=found.metadata,
@@ -226,13 +227,6 @@ def _record_index(header: bytes, count: int) -> int:
     if index >= count:
         raise MalformedMessage(f"{ORIGIN_RECORD_INDEX} header: the message has {count} records; leave the header out")
     return index
-
-
-def _object_id(bucket: str, key: str) -> str:
-    name = f"{bucket}/{key}"
-    if len(name) > MAX_IMAGE_ID_CHARS or _CONTROL.search(name):
-        return "sha256:" + hashlib.sha256(name.encode()).hexdigest()
-    return name
 
 
 def _event_type(delivery: Delivery) -> str | None:

@@ -7,7 +7,8 @@
 * A topic that was deleted and made again (its id changed): its beginning.
 * A partition whose last owner ended without a word: where it was, and what that owner may have had in hand is suspect.
 
-What the next owner must know travels in the offset commit's metadata, as a small JSON note.
+What the next owner must know travels in the offset commit's metadata, as a small JSON note. Where a range of the topic
+is relabelled (`stages/relabel.py`), that is also where the range ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,25 @@ MADE_ANEW = -1
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """A range of the input topics, as it was asked for. Times are milliseconds since the epoch."""
+
+    from_ms: int | None
+    """None: from the earliest message."""
+    until_ms: int | None
+    """Exclusive. None: to the end there was when the range was first begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class RangePart:
+    """What a range is in one partition: the offsets [start, end), fixed when the range was first begun."""
+
+    of: Range
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """What goes with a committed offset."""
 
@@ -36,6 +56,8 @@ class Note:
     in_hand: int = 0
     """How many messages past the committed offset the owner may have in hand, as long as it lives: who finds this finds
     that the last owner ended without a word. 0 once it ended in order."""
+    part: RangePart | None = None
+    """Set where the group relabels a range: nothing at or after its end is read."""
 
     def dump(self) -> str:
         """As commit metadata."""
@@ -44,6 +66,14 @@ class Note:
             fields["trip"] = self.trip
         if self.in_hand:
             fields["in_hand"] = self.in_hand
+        if self.part is not None:
+            of = self.part.of
+            fields["range"] = {
+                "from_ms": of.from_ms,
+                "until_ms": of.until_ms,
+                "start": self.part.start,
+                "end": self.part.end,
+            }
         return orjson.dumps(fields).decode()
 
     @classmethod
@@ -63,7 +93,18 @@ class Note:
             start_partitions=partitions if isinstance(partitions, int) else 0,
             trip=trip if trip in ("content", "system") else None,
             in_hand=max(0, in_hand) if isinstance(in_hand, int) else 0,
+            part=_part(fields.get("range")),
         )
+
+
+def _part(fields: Any) -> RangePart | None:
+    if not isinstance(fields, dict):
+        return None
+    start, end, times = fields.get("start"), fields.get("end"), (fields.get("from_ms"), fields.get("until_ms"))
+    if not isinstance(start, int) or not isinstance(end, int):
+        return None
+    from_ms, until_ms = (each if isinstance(each, int) else None for each in times)
+    return RangePart(Range(from_ms, until_ms), start, end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +170,8 @@ def find_starts(
         at_first = note.start_partitions or known.get(partition.topic, 0) or log.facts.partitions
         in_hand, note = note.in_hand, replace(note, in_hand=0)
         note = replace(note, topic_id=log.facts.topic_id, start_partitions=MADE_ANEW if anew else at_first)
+        if note.part is not None and note.part.end > log.latest:  # the log was cut short: nothing is left to wait for
+            note = replace(note, part=replace(note.part, end=log.latest))
         position = positions.get(partition, found.offset if found is not None else None)
         if position is not None and not anew:
             point = _go_on(found, position, note, log)
@@ -148,8 +191,11 @@ def find_starts(
 def _go_on(found: CommitPoint | None, position: int, note: Note, log: _Log) -> StartPoint:
     """Where we were, or the nearest that the log still has."""
     topic_id = log.facts.topic_id
+    if note.part is not None and position >= note.part.end:
+        return StartPoint(position, topic_id, found, note)  # what retention took after the range is no loss
     if position < log.earliest:
-        return StartPoint(log.earliest, topic_id, found, note, lost=(position, log.earliest))
+        first = log.earliest if note.part is None else min(log.earliest, note.part.end)
+        return StartPoint(first, topic_id, found, note, lost=(position, first))
     if position <= log.latest:
         return StartPoint(position, topic_id, found, note)
     # The log was cut short behind us, e.g. by an unclean leader election. Messages between the committed offset and our

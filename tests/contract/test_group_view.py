@@ -1,17 +1,32 @@
 """The contract of `ports.GroupView`, over the fake, librdkafka's mock cluster and a real broker."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from consumer.adapters.kafka.group_view import KafkaGroupView
 from consumer.errors import BrokerUnreachable
-from consumer.messages import Partition
+from consumer.messages import CommitPoint, Partition
 from consumer.ports import GroupView
 from tests.contract.kafka_places import Place
 from tests.fakes import FakeCluster, FakeGroupView
 from tests.kafka_clients import unique
-from tests.processes import free_port
+from tests.processes import free_port, wait_until
+
+
+class Assigned:
+    """A member that only joins."""
+
+    def __init__(self) -> None:
+        self.partitions: set[Partition] = set()
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        self.partitions.update(partitions)
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        self.partitions.difference_update(partitions)
+
+    on_lost = on_revoked
 
 
 @pytest.fixture
@@ -56,6 +71,32 @@ def test_a_topic_that_went_away_since_it_was_told_is_to_be_asked_about_again(vie
         view.offsets([Partition(unique("gone"), 0)], "latest")
 
 
+def test_a_group_without_members_takes_commits_from_outside(place: Place, view: GroupView) -> None:
+    if place.is_mock:  # it knows no such request
+        return
+    first, second = Partition(place.topic, 0), Partition(place.topic, 1)
+    points = {first: CommitPoint(3, "a note"), second: CommitPoint(0)}
+    assert view.commit_while_empty(points)
+    assert view.committed([first, second]) == points
+
+
+def test_a_group_with_a_member_takes_none(place: Place, view: GroupView) -> None:
+    if place.is_mock:
+        return
+    source, assigned = place.source(), Assigned()
+    source.subscribe(assigned)
+
+    def joined() -> bool:
+        source.poll(0.05)
+        return bool(assigned.partitions)
+
+    wait_until(joined, timeout_s=20, what="an assignment")
+    first = Partition(place.topic, 0)
+    assert not view.commit_while_empty({first: CommitPoint(3)})
+    assert view.committed([first]) == {}
+    source.close()
+
+
 @pytest.mark.parametrize("kind", ["fake", "real"])
 def test_a_broker_that_does_not_answer_is_told_as_such(kind: str) -> None:
     view: GroupView
@@ -70,6 +111,7 @@ def test_a_broker_that_does_not_answer_is_told_as_such(kind: str) -> None:
         lambda: view.committed([Partition("images", 0)]),
         lambda: view.topics(["images"]),
         lambda: view.offsets([Partition("images", 0)], "latest"),
+        lambda: view.commit_while_empty({Partition("images", 0): CommitPoint(0)}),
     ):
         with pytest.raises(BrokerUnreachable):
             question()

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Topics:
 
     bootstrap_servers: str
     unique: str
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> str:
@@ -52,6 +53,7 @@ class Topics:
             "OUZEL_KAFKA__DEAD_LETTER_TOPIC": self.letters,
             "OUZEL_KAFKA__GROUP_ID": self.group,
             "PYTHONUNBUFFERED": "1",
+            **self.variables,
             **(more or {}),
         }
 

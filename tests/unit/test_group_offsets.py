@@ -12,8 +12,8 @@ from consumer.adapters.kafka_tools.clients import (
     translated,
     translated_write,
 )
-from consumer.adapters.kafka_tools.group_offsets import GroupOffsets, PartitionState, until_coordinated
-from consumer.adapters.librdkafka import check_properties
+from consumer.adapters.kafka_tools.group_offsets import GroupOffsets, PartitionState
+from consumer.adapters.librdkafka import check_properties, until_coordinated
 from consumer.commands.offsets import _commits
 from consumer.errors import Fatal, SettingsError
 from consumer.messages import CommitPoint, Partition

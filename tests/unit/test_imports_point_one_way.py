@@ -58,7 +58,7 @@ READ_THE_ENVIRONMENT = {
 VENDORS = frozenset(
     {
         *("confluent_kafka", "fastavro", "google", "tensorflow", "PIL"),
-        *("boto3", "botocore", "httpx", "requests", "urllib3", "obstore", "onnxruntime", "mlflow"),
+        *("boto3", "arro3", "botocore", "httpx", "requests", "urllib3", "obstore", "onnxruntime", "mlflow"),
     }
 )
 ONLY_IN = {

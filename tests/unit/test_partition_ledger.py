@@ -42,6 +42,18 @@ def test_with_nothing_in_flight_the_position_past_transaction_markers_counts() -
     assert ledger.point(5) == CommitPoint(5, "note")
 
 
+def test_no_commit_passes_the_end_of_a_range() -> None:
+    ledger = PartitionLedger(_lease(), start=0, committed=None, note="", end=5)
+    assert ledger.wants(4)
+    first = _take(ledger, 4)[0]
+    before = ledger.past_end
+    assert not ledger.wants(7)  # 5 and 6 are no messages
+    assert (before, ledger.past_end) == (False, True)
+    assert ledger.point(8) == CommitPoint(0)
+    ledger.finish(first)
+    assert ledger.point(8) == CommitPoint(5)
+
+
 def test_what_the_broker_has_is_not_sent_again_unless_the_note_changed() -> None:
     ledger = _ledger(_lease(), start=7, committed=CommitPoint(7, "note"))
     assert ledger.point(None) is None

@@ -14,6 +14,7 @@ from consumer.errors import (
     Fatal,
     ModelError,
     NotAuthorized,
+    RecordsLost,
     Retryable,
     RuntimeStuck,
     SandboxFailed,
@@ -31,8 +32,9 @@ from consumer.stages.events import EventContext
 from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget, Intake
 from consumer.stages.publish import Publisher
+from consumer.stages.relabel import Progress, fix_range
 from consumer.stages.retry import Retries
-from consumer.stages.start import Note
+from consumer.stages.start import Note, Range
 from tests.fakes import (
     FakeClock,
     FakeCluster,
@@ -54,8 +56,9 @@ A, B = Partition("images", 0), Partition("images", 1)
 class Rig:
     """A whole replica over fakes. Two system letters in a row reach the limit; drains have 10 s."""
 
-    def __init__(self, cluster: FakeCluster | None = None, **rules: Any) -> None:
+    def __init__(self, cluster: FakeCluster | None = None, *, relabel: Range | None = None, **rules: Any) -> None:
         self.cluster = cluster or FakeCluster({"images": 2})
+        self.progress: list[Progress] = []
         self.clock = FakeClock()
         self.source = FakeSource(self.cluster, clock=self.clock)
         self.view = FakeGroupView(self.cluster)
@@ -91,6 +94,8 @@ class Rig:
             clock=self.clock,
             observer=observer,
             rules=Rules(**{**options, **rules}),
+            parts=None if relabel is None else fix_range(self.view, ["images"], relabel, group_id="group"),
+            on_progress=self.progress.append,
         )
         self.publisher = Publisher(
             self.sink,
@@ -206,8 +211,8 @@ class Rig:
 def make_rig() -> Iterator[Callable[..., Rig]]:
     made: list[Rig] = []
 
-    def make(cluster: FakeCluster | None = None, **rules: Any) -> Rig:
-        made.append(Rig(cluster, **rules))
+    def make(cluster: FakeCluster | None = None, *, relabel: Range | None = None, **rules: Any) -> Rig:
+        made.append(Rig(cluster, relabel=relabel, **rules))
         return made[-1]
 
     yield make
@@ -1119,3 +1124,112 @@ def test_a_message_of_an_old_lease_is_not_taken(rig: Rig) -> None:
     rig.own(A)
     rig.pipeline._take(stale)
     assert rig.pipeline._ledgers[A].in_flight == 0
+
+
+# --- a range --------------------------------------------------------------------------------------------------------
+
+ALL = Range(None, None)
+
+
+def _with_messages() -> FakeCluster:
+    """Three messages in A, at 0, 1 and 4; two in B."""
+    cluster = FakeCluster({"images": 2})
+    cluster.send(A, b"1", b"2")
+    cluster.send(A, b"3", gap=2)
+    cluster.send(B, b"1", b"2")
+    return cluster
+
+
+def test_a_range_ends_the_loop_when_all_of_it_is_committed(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(_with_messages(), relabel=ALL)
+    rig.cluster.send(A, b"later")
+    rig.own(A, B)
+    rig.until_committed(A, 5)
+    rig.until_committed(B, 2)
+    rig.clock.advance(1.5)  # the group is asked once a second
+    rig.thread.join(8)
+    assert not rig.thread.is_alive()
+    assert rig.error is None
+    assert rig.pipeline.finished
+    assert len(rig.sink.written) == 5
+    assert rig.progress[-1] == Progress(done=7, total=7, finished=True)
+
+
+def test_a_message_after_the_range_is_not_taken_and_its_partition_rests(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(_with_messages(), relabel=ALL)
+    rig.cluster.send(A, b"later", b"and later")
+    rig.own(A)  # B is another's
+    rig.until_committed(A, 5)
+    rig.until(lambda: A in rig.source.paused, "A to pause")
+    assert len(rig.sink.written) == 3
+    assert not rig.pipeline.finished
+
+
+def test_a_range_waits_for_the_other_replicas(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(_with_messages(), relabel=ALL)
+    rig.own(A)
+    rig.until_committed(A, 5)
+    rig.clock.advance(1.5)
+    rig.until(lambda: rig.progress[-1] == Progress(5, 7, finished=False), "the progress to be told")
+    assert rig.thread.is_alive()
+    rig.cluster.committed[B] = CommitPoint(2, rig.cluster.committed[B].metadata)  # the other one is done
+    rig.clock.advance(1.5)
+    rig.until(lambda: rig.pipeline.finished, "the end")
+
+
+def test_a_partition_that_another_left_half_done_is_finished(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(_with_messages(), relabel=ALL)
+    rig.own(A)
+    rig.cluster.committed[B] = CommitPoint(1, rig.cluster.committed[B].metadata)
+    rig.own(B)
+    rig.until_committed(B, 2)
+    assert len(rig.sink.written) == 4
+
+
+def test_a_gap_at_the_end_of_a_range_is_no_message_to_wait_for(make_rig: Callable[..., Rig]) -> None:
+    cluster = _with_messages()
+    cluster.logs[A].end = 9  # transaction markers
+    rig = make_rig(cluster, relabel=ALL)
+    rig.own(A)
+    rig.until_committed(A, 9)
+
+
+def test_a_partition_that_appears_after_the_range_was_fixed_is_left_alone(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(_with_messages(), relabel=ALL)
+    added = rig.cluster.add_partition("images")
+    rig.cluster.send(added, b"1")
+    rig.done(rig.source.assign(added))
+    rig.own(A, B)
+    rig.until_committed(A, 5)
+    rig.until_committed(B, 2)
+    rig.clock.advance(1.5)
+    rig.thread.join(8)
+    assert rig.pipeline.finished
+    assert len(rig.sink.written) == 5
+    assert rig.committed(added) is None
+
+
+def test_a_range_whose_topic_is_made_anew_ends_with_an_error(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(_with_messages(), relabel=ALL)
+    rig.own(A)
+    rig.cluster.create("images", 2, topic_id="id-2")
+    rig.clock.advance(6)
+    assert isinstance(rig.ended(), RecordsLost)
+
+
+def test_a_range_is_not_finished_by_a_stop(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(_with_messages(), relabel=ALL)
+    rig.own(A)
+    rig.stop()
+    assert not rig.pipeline.finished
+
+
+def test_the_note_of_a_range_survives_the_dead_letter_limit(make_rig: Callable[..., Rig]) -> None:
+    cluster = FakeCluster({"images": 1})
+    cluster.send(A, b"0", b"fake://images/absent", b"fake://images/absent", b"fake://images/absent")
+    rig = make_rig(cluster, relabel=ALL)
+    part = rig.note(A).part
+    assert part is not None
+    rig.own(A)
+    rig.until(lambda: rig.note(A).trip == "system", "the trip to be noted")
+    assert rig.note(A).part == part

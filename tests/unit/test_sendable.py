@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.commands._sendable import Form, Image, Options, find_images, record_for, records_of_lines
+from consumer.commands._sendable import Form, Image, Options, find_images, record_for, records_of_lines, suffix_filter
 from consumer.errors import MalformedMessage
 
 
@@ -21,26 +21,28 @@ def test_files_of_one_name_in_two_folders_keep_apart(tmp_path: Path) -> None:
     for name in ("a/cat.jpg", "b/cat.jpg", "cat.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    found, missing = find_images([str(tmp_path)], everything=False)
+    found, missing = find_images([str(tmp_path)], suffix_filter(None, everything=False))
     assert [image.image_id for image in found] == ["a/cat.jpg", "b/cat.jpg", "cat.jpg"]
     assert missing == []
 
 
 def test_a_file_is_taken_whatever_its_suffix_when_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "photo.dat").write_bytes(b"x")
-    assert find_images([str(tmp_path)], everything=False) == ([], [])
-    found, _ = find_images([str(tmp_path / "photo.dat")], everything=False)
+    assert find_images([str(tmp_path)], suffix_filter(None, everything=False)) == ([], [])
+    found, _ = find_images([str(tmp_path / "photo.dat")], suffix_filter(None, everything=False))
     assert [image.image_id for image in found] == ["photo.dat"]
 
 
 def test_every_path_that_is_missing_is_told() -> None:
-    found, missing = find_images(["absent-1", "s3://bucket/key.jpg", "absent-2"], everything=False)
+    found, missing = find_images(["absent-1", "s3://bucket/key.jpg", "absent-2"], suffix_filter(None, everything=False))
     assert missing == ["absent-1", "absent-2"]
     assert [image.uri for image in found] == ["s3://bucket/key.jpg"]
 
 
 def test_no_password_of_a_uri_gets_into_the_id_of_its_image() -> None:
-    (image,), _ = find_images(["https://me:hunter2@example.org/cat.jpg?signature=hunter3#x"], everything=False)
+    (image,), _ = find_images(
+        ["https://me:hunter2@example.org/cat.jpg?signature=hunter3#x"], suffix_filter(None, everything=False)
+    )
     record = record_for(image, Options())
     assert (image.image_id, record.key) == ("https://example.org/cat.jpg", b"https://example.org/cat.jpg")
     assert json.loads(record.value)["uri"] == "https://me:hunter2@example.org/cat.jpg?signature=hunter3#x"
@@ -50,7 +52,7 @@ def test_a_name_that_is_no_text_becomes_an_id_that_is(tmp_path: Path) -> None:
     path = os.path.join(os.fsencode(tmp_path), b"a\nb\xff.jpg")  # noqa: PTH118  # bytes
     with open(path, "wb") as file:  # noqa: PTH123
         file.write(b"x")
-    ((image,), _) = find_images([str(tmp_path)], everything=False)
+    ((image,), _) = find_images([str(tmp_path)], suffix_filter(None, everything=False))
     assert image.image_id == "a_b?.jpg"
     assert record_for(image, Options(form=Form.RAW)).key == b"a_b?.jpg"
 

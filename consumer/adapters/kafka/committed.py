@@ -27,7 +27,13 @@ class CommittedOffsets:
         """
         if not partitions:
             return {}
-        found = self._consumer.committed([TopicPartition(*each) for each in partitions], timeout=timeout_s)
+        try:
+            found = self._consumer.committed([TopicPartition(*each) for each in partitions], timeout=timeout_s)
+        except KafkaException as error:
+            # Who may not read the group is told so as a consumer is, and this question runs out of time.
+            told = self._consumer.poll(0)
+            reason = told.error() if told is not None else None
+            raise (error if reason is None else KafkaException(reason)) from error
         for each in found:
             if each.error is not None:
                 raise KafkaException(each.error)

@@ -5,17 +5,28 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NoReturn, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from consumer.adapters.kafka.committed import CommittedOffsets
 from consumer.adapters.kafka.translate import authentication_error, consumer_error
+from consumer.adapters.librdkafka import until_coordinated
 from consumer.adapters.tls import tls_refusal
 from consumer.errors import BrokerUnreachable, NotAuthorized
 from consumer.messages import CommitPoint, Partition
 from consumer.ports import TopicFacts
 
 T = TypeVar("T")
+
+_GROUP_HAS_MEMBERS = frozenset(
+    {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS}
+)
 
 
 class KafkaGroupView:
@@ -29,8 +40,8 @@ class KafkaGroupView:
         self._admin = AdminClient(configuration, logger=logging.getLogger("kafka"))
         self._servers = str(properties.get("bootstrap.servers", ""))
         self._commits = CommittedOffsets(properties, group_id, logger=logging.getLogger("kafka"))
+        self._group_id = group_id
         self._timeout_s = timeout_ms / 1000
-
         self._has_controller = False
 
     def cluster_id(self) -> str:
@@ -83,9 +94,27 @@ class KafkaGroupView:
     def committed(self, partitions: Sequence[Partition]) -> Mapping[Partition, CommitPoint]:
         """See the port."""
         try:
-            return self._commits.read(partitions, self._timeout_s)
+            return until_coordinated(lambda: self._commits.read(partitions, self._timeout_s), timeout_s=self._timeout_s)
         except KafkaException as error:
             self._raise(error)
+
+    def commit_while_empty(self, points: Mapping[Partition, CommitPoint]) -> bool:
+        """See the port. A group with members refuses commits that come from outside of it."""
+        asked = [TopicPartition(*partition, point.offset, point.metadata) for partition, point in points.items()]
+        request = [ConsumerGroupTopicPartitions(self._group_id, asked)]
+
+        def commit() -> Any:
+            answer = self._admin.alter_consumer_group_offsets(request, request_timeout=self._timeout_s)
+            return answer[self._group_id].result(timeout=self._timeout_s + 1)
+
+        try:
+            done = until_coordinated(commit, timeout_s=self._timeout_s)
+        except (KafkaException, TimeoutError) as error:
+            self._raise(error)
+        refused = [each.error for each in done.topic_partitions if each.error is not None]
+        if any(error.code() not in _GROUP_HAS_MEMBERS for error in refused):
+            self._raise(KafkaException(refused[0]))
+        return not refused
 
     def offsets(self, partitions: Sequence[Partition], at: str | int) -> Mapping[Partition, int]:
         """See the port."""

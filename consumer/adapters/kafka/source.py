@@ -34,6 +34,7 @@ class KafkaSource:
         self._listener: AssignmentListener | None = None
         self._leases: dict[Partition, Lease] = {}
         self._started_at: dict[Partition, int] = {}
+        self._at_end: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
         self._lag: dict[Partition, int] = {}
         self._sent: deque[dict[Partition, CommitPoint]] = deque()
@@ -109,6 +110,7 @@ class KafkaSource:
         for partition in partitions:
             self._leases.pop(partition, None)
             self._started_at.pop(partition, None)
+            self._at_end.pop(partition, None)
             self._lag.pop(partition, None)
             self._paused.discard(partition)
 
@@ -141,6 +143,7 @@ class KafkaSource:
         self._paused.discard(lease.partition)
         self._leases[lease.partition] = lease
         self._started_at[lease.partition] = offset
+        self._at_end.pop(lease.partition, None)
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """See the port."""
@@ -159,7 +162,10 @@ class KafkaSource:
     def position(self, partition: Partition) -> int | None:
         """See the port."""
         found = self._consumer.position([TopicPartition(*partition)])[0]
-        return found.offset if found.offset >= 0 and found.error is None else None
+        position = found.offset if found.offset >= 0 and found.error is None else None
+        # The end is told past what compaction emptied, which the position is not.
+        at_end = self._at_end.get(partition)
+        return position if at_end is None else max(at_end, position or 0)
 
     def lag(self) -> Mapping[Partition, int]:
         """See the port. As of the last statistics (`statistics.interval.ms`)."""
@@ -189,12 +195,20 @@ class KafkaSource:
             partition = Partition(message.topic() or "", message.partition() or 0)
             return OffsetLost(partition) if partition in self._leases else None
         if code == KafkaError._PARTITION_EOF:
+            self._note_end(message)
             return None
         fatal = self._fatal(error, message.topic() if message is not None else None)
         if fatal is not None:
             raise fatal
         rate_limited(f"kafka {error.name()}").bind(code=error.name()).warning("kafka: {}", error.str())
         return None
+
+    def _note_end(self, message: Message | None) -> None:
+        """Told only with `enable.partition.eof`, after all messages before it."""
+        if message is not None:
+            partition, offset = Partition(message.topic() or "", message.partition() or 0), message.offset() or 0
+            if partition in self._leases and offset >= self._started_at[partition]:
+                self._at_end[partition] = offset
 
     def _fatal(self, error: KafkaError, topic: str | None) -> Fatal | None:
         """What ends the process; None for what may pass. A lost instance id shows in a commit or in a message,

@@ -1,6 +1,5 @@
 """A group's offsets: where it is, how far behind, and moving it while nobody is in it."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,13 +20,11 @@ from consumer.adapters.kafka_tools.clients import (
     silent_logger,
     translated,
 )
-from consumer.adapters.librdkafka import COORDINATOR_AWAY
+from consumer.adapters.librdkafka import until_coordinated
 from consumer.errors import CommandRefused
 from consumer.messages import CommitPoint, Partition
 
 T = TypeVar("T")
-
-_AGAIN_S = 0.2
 
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -179,22 +176,6 @@ class GroupOffsets:
             return until_coordinated(ask, timeout_s=self._timeout_s)
         except KafkaException as error:
             raise translated(kafka_error(error), f"asking for group {self.group_id}", self._complaints) from error
-
-
-def until_coordinated(ask: Callable[[], T], *, timeout_s: float, wait: Callable[[float], None] = time.sleep) -> T:
-    """The answer of `ask`, asked again while the group's coordinator is being found or is loading.
-
-    Raises:
-        KafkaException: any other error, and this one after `timeout_s` seconds.
-    """
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            return ask()
-        except KafkaException as error:
-            if kafka_error(error).code() not in COORDINATOR_AWAY or time.monotonic() >= deadline_s:
-                raise
-        wait(_AGAIN_S)
 
 
 def _members(described: Iterable[Any]) -> tuple[list[Member], dict[Partition, Member]]:

@@ -27,6 +27,8 @@ class Acknowledgement:
     partition: int | None = None
     offset: int | None = None
     error: str | None = None
+    number: int = 0
+    """Which `send` it answers, from 0."""
 
 
 class Sender:
@@ -37,6 +39,7 @@ class Sender:
         self.topic = topic
         self._results: deque[Acknowledgement] = deque()
         self._complaints = Complaints()
+        self._count = 0
         # Bounds what lies in memory, with room for a few of the largest messages.
         largest_kbytes = int(properties.get("message.max.bytes", 1_000_000)) // 1024 + 1
         self._producer = open_producer(
@@ -44,14 +47,19 @@ class Sender:
         )
         partitions_of(self._producer, topic, self._complaints, timeout_s)
 
-    def send(self, name: str, value: bytes, *, key: bytes | None, headers: Headers) -> None:
-        """Hand over one record; waits while the producer's buffer is full. `name` comes back in its result."""
+    def send(self, name: str, value: bytes, *, key: bytes | None, headers: Headers) -> int:
+        """Hand over one record; waits while the producer's buffer is full. `name` comes back in its result, and the
+        number that is returned."""
+        number = self._count
+        self._count += 1
 
         def delivered(error: KafkaError | None, message: Message) -> None:
             if error is None:
-                self._results.append(Acknowledgement(name, len(value), message.partition(), message.offset()))
+                place = (message.partition(), message.offset())
+                self._results.append(Acknowledgement(name, len(value), *place, number=number))
             else:
-                self._results.append(Acknowledgement(name, len(value), error=_why(self._complaints.explain(error))))
+                why = _why(self._complaints.explain(error))
+                self._results.append(Acknowledgement(name, len(value), error=why, number=number))
 
         while True:
             try:
@@ -59,10 +67,10 @@ class Sender:
             except BufferError:
                 self.wait(_WAIT_S)
             except KAFKA_ERRORS as error:
-                self._results.append(Acknowledgement(name, len(value), error=_why(kafka_error(error))))
-                return
+                self._results.append(Acknowledgement(name, len(value), error=_why(kafka_error(error)), number=number))
+                return number
             else:
-                return
+                return number
 
     def wait(self, timeout_s: float) -> None:
         """Serve delivery reports for up to `timeout_s` seconds, or until the first of them."""
