@@ -76,12 +76,12 @@ audit: $(DEV_STAMP) $(AUDIT_STAMP)  ## Security rules, vulnerabilities, licences
 
 lock:  ## Resolve the lock files anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
-	  pyproject.toml --extra tensorflow --extra demo --group build --output-file requirements.lock
+	  pyproject.toml --extra tensorflow --extra s3 --extra demo --group build --output-file requirements.lock
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
-	  pyproject.toml --extra tensorflow --extra demo --extra registry --group build --group dev \
+	  pyproject.toml --extra tensorflow --extra s3 --extra inventory --extra registry --extra demo --group build --group dev \
 	  --constraints requirements.lock --output-file requirements-dev.lock
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
-	  pyproject.toml --extra gpu --extra demo --group build \
+	  pyproject.toml --extra gpu --extra s3 --extra demo --group build \
 	  --constraints requirements.lock --output-file requirements-gpu.lock
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
 	  --python-version 3.11 --group pyproject.toml:audit --output-file requirements-audit.lock
