@@ -86,7 +86,8 @@ def locked() -> Mapping[str, str]:
     """Every locked package and who uses it: `run`, `gpu`, `dev`, with commas between."""
     found: dict[str, list[str]] = {}
     for used_by, file in LOCKS.items():
-        for name in re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / file).read_text(), re.MULTILINE):
+        # A set: a package may be locked in several versions, one for each Python.
+        for name in set(re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / file).read_text(), re.MULTILINE)):
             found.setdefault(normal(name), []).append(used_by)
     # What the service needs, tests need too.
     return {
