@@ -300,7 +300,7 @@ def _check_facts(picture: Picture, form: Form, facts: dict[str, Any]) -> None:
         "format": form.kind,
         "sha256": hashlib.sha256(picture.body(form.kind)).hexdigest(),
         "size_bytes": len(picture.body(form.kind)),
-        "applied": [],
+        "applied": ["palette-to-rgb"] if form.kind == "GIF" else [],
     }
 
 
