@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from consumer.adapters.stores.buckets import BucketRules, ObjectAddress
 from consumer.adapters.stores.object_errors import error_for
-from consumer.errors import ImageTooLarge, InvalidMessage, StoreUnavailable
+from consumer.errors import ImageTooLarge, InvalidMessage, StoreBusy, StoreUnavailable
 from consumer.messages import StoredImage, StoredVersion
 from consumer.redact import redact_uri
 
@@ -34,7 +34,8 @@ class ObjectStore:
         rules: which URIs are allowed.
         open_bucket: the client of a bucket; connects to nothing yet.
         forget_credentials: called after the store refused who we are, so that the next client asks for them anew.
-        max_concurrency: fetches at the same time; more wait, within their deadline.
+        max_concurrency: fetches at the same time; as many more wait, within their deadlines, and no others: else one
+            slow store would take every thread there is.
         monotonic_s: the clock for deadlines, in seconds.
     """
 
@@ -51,6 +52,7 @@ class ObjectStore:
         self._rules = rules
         self._client = lru_cache(_KEPT_CLIENTS)(open_bucket)
         self._forget_credentials = forget_credentials
+        self._places = threading.BoundedSemaphore(2 * max_concurrency)
         self._slots = threading.BoundedSemaphore(max_concurrency)
         self._monotonic_s = monotonic_s
         self._loop = _event_loop()
@@ -63,12 +65,17 @@ class ObjectStore:
         """See `ports.ImageStore.fetch`. The size is judged by the answer's headers, before the body is read."""
         give_up_s = self._monotonic_s() + deadline_s
         address = self._rules.address(uri)
-        if not self._slots.acquire(timeout=max(0.0, deadline_s)):
-            raise StoreUnavailable(f"{redact_uri(uri)}: no slot came free in time: raise max_concurrency of the store")
+        if not self._places.acquire(blocking=False):
+            raise StoreBusy(f"{redact_uri(uri)}: as many wait as may (max_concurrency of the store)")
         try:
-            return self._fetch(uri, address, max_bytes, give_up_s)
+            if not self._slots.acquire(timeout=max(0.0, deadline_s)):
+                raise StoreBusy(f"{redact_uri(uri)}: no slot came free in time (max_concurrency of the store)")
+            try:
+                return self._fetch(uri, address, max_bytes, give_up_s)
+            finally:
+                self._slots.release()
         finally:
-            self._slots.release()
+            self._places.release()
 
     def _fetch(self, uri: str, address: ObjectAddress, max_bytes: int, give_up_s: float) -> StoredImage:
         late = StoreUnavailable(f"{redact_uri(uri)}: not fetched within the deadline (stores.fetch_deadline_ms)")
