@@ -239,21 +239,33 @@ def test_who_finds_no_slot_has_failed_at_nothing(server: S3Server) -> None:
         def fetch(deadline_s: float) -> StoredImage:
             return ours.fetch("s3://photos/a.jpg", max_bytes=99, deadline_s=deadline_s)
 
-        first = pool.submit(fetch, 20)
+        def fetch_once_there_is_room() -> StoredImage:
+            while True:
+                try:
+                    return fetch(60)
+                except StoreBusy:
+                    continue
+
+        first = pool.submit(fetch, 60)
         wait_until(lambda: len(proxy.heads) == 1, timeout_s=30, what="the first to hold the slot")
-        with pytest.raises(StoreBusy, match="no slot"):  # its deadline holds for the wait
+        with pytest.raises(StoreBusy, match="no slot of its bucket"):  # its deadline holds for the wait
             fetch(0.2)
-        second = pool.submit(fetch, 20)
+        second = pool.submit(fetch_once_there_is_room)
 
         def one_more_finds_no_room() -> bool:
             try:
                 fetch(0.01)
             except StoreBusy as error:
-                return "as many wait as may" in str(error)
+                return "as many wait for its bucket as may" in str(error)
             return False
 
         wait_until(one_more_finds_no_room, timeout_s=30, what="the second to wait")
         assert len(proxy.heads) == 1  # nothing more was asked of the store
+        proxy.fault = "none"  # for whoever connects from now on
+        server.make_bucket("photos-elsewhere")
+        server.put("photos-elsewhere", "a.jpg", b"an image")
+        assert body(ours, "s3://photos-elsewhere/a.jpg") == b"an image"  # another bucket has slots of its own
+        proxy.fault = "stall"
         proxy.let_go()
         for each in (first, second):
             with pytest.raises(StoreUnavailable) as caught:
