@@ -114,6 +114,7 @@ def served(kafka: Cluster, make_module_topics: MakeTopics) -> Iterator[Served]:
         "OUZEL_STORES__S3__BUCKETS": "photos-*",
         "OUZEL_STORES__S3__ENDPOINT_URL": running_server().url,
         "OUZEL_STORES__S3__REGION": REGION,
+        "OUZEL_STORES__S3__MAX_CONCURRENCY": "1",  # of several messages at once most find no room at first
         "OUZEL_STORES__S3__ACCESS_KEY_ID": ACCESS_KEY,
         "OUZEL_STORES__S3__SECRET_ACCESS_KEY": SECRET_KEY,
     }
