@@ -170,6 +170,15 @@ def test_settings_files_hold(path: Path, tmp_path: Path, monkeypatch: pytest.Mon
         load(file)
 
 
+def test_the_bounds_on_fetches_are_in_one_table() -> None:
+    section = (ROOT / "docs" / "stores.md").read_text().partition("\n## How many at once\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z_0-9.]+)` \| (\S+)", section, re.MULTILINE)
+    of_stores = [key for key in KEYS if key[0] == "stores" and key[-1].endswith(("max_concurrency", "_per_host"))]
+    assert sorted(key for key, _ in rows) == sorted(["pipeline.fetch_concurrency", *map(".".join, of_stores)])
+    for key, default in rows:
+        assert default == str(value_of(Settings(), key)), key
+
+
 def test_the_properties_that_are_refused_are_all_named() -> None:
     text = (ROOT / "docs" / "kafka.md").read_text()
     # An older name of enable.auto.commit, and one that KIP-848 has no use for.

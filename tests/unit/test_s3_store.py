@@ -12,7 +12,8 @@ import pytest
 
 from consumer.adapters.stores.clouds import Endpoint, S3Access, azure_store, gcs_store, s3_store
 from consumer.adapters.stores.object_store import ObjectStore
-from consumer.errors import ImageNotFound, ImageTooLarge, SettingsError, StoreUnavailable
+from consumer.errors import ImageNotFound, ImageTooLarge, SettingsError, StoreBusy, StoreUnavailable
+from consumer.messages import StoredImage
 from tests.processes import wait_until
 from tests.s3_server import (
     ACCESS_KEY,
@@ -230,18 +231,46 @@ def test_at_the_deadline_a_fetch_is_broken_off_and_its_connection_closed(proxy: 
     assert proxy.hung_up.wait(30)
 
 
-def test_a_deadline_holds_for_those_who_wait_for_a_slot_too(server: S3Server) -> None:
-    with FaultyProxy(server.port) as proxy, ThreadPoolExecutor(1) as pool:
+def test_who_finds_no_slot_has_failed_at_nothing(server: S3Server) -> None:
+    with FaultyProxy(server.port) as proxy, ThreadPoolExecutor(2) as pool:
         proxy.fault = "stall"
         ours = store(proxy.url, max_concurrency=1, read_timeout_ms=600_000)
-        first = pool.submit(ours.fetch, "s3://photos/a.jpg", max_bytes=99, deadline_s=20)
+
+        def fetch(deadline_s: float) -> StoredImage:
+            return ours.fetch("s3://photos/a.jpg", max_bytes=99, deadline_s=deadline_s)
+
+        def fetch_once_there_is_room() -> StoredImage:
+            while True:
+                try:
+                    return fetch(60)
+                except StoreBusy:
+                    continue
+
+        first = pool.submit(fetch, 60)
         wait_until(lambda: len(proxy.heads) == 1, timeout_s=30, what="the first to hold the slot")
-        with pytest.raises(StoreUnavailable, match="no slot"):
-            ours.fetch("s3://photos/a.jpg", max_bytes=99, deadline_s=0.2)
-        assert not first.done()
+        with pytest.raises(StoreBusy, match="no slot of its bucket"):  # its deadline holds for the wait
+            fetch(0.2)
+        second = pool.submit(fetch_once_there_is_room)
+
+        def one_more_finds_no_room() -> bool:
+            try:
+                fetch(0.01)
+            except StoreBusy as error:
+                return "as many wait for its bucket as may" in str(error)
+            return False
+
+        wait_until(one_more_finds_no_room, timeout_s=30, what="the second to wait")
+        assert len(proxy.heads) == 1  # nothing more was asked of the store
+        proxy.fault = "none"  # for whoever connects from now on
+        server.make_bucket("photos-elsewhere")
+        server.put("photos-elsewhere", "a.jpg", b"an image")
+        assert body(ours, "s3://photos-elsewhere/a.jpg") == b"an image"  # another bucket has slots of its own
+        proxy.fault = "stall"
         proxy.let_go()
-        with pytest.raises(StoreUnavailable):
-            first.result(30)
+        for each in (first, second):
+            with pytest.raises(StoreUnavailable) as caught:
+                each.result(30)
+            assert not isinstance(caught.value, StoreBusy)
 
 
 def test_where_nobody_listens_the_store_is_unavailable() -> None:

@@ -7,13 +7,14 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from consumer.adapters.stores.buckets import BucketRules, ObjectAddress
 from consumer.adapters.stores.object_errors import error_for
-from consumer.errors import ImageTooLarge, InvalidMessage, StoreUnavailable
+from consumer.errors import ImageTooLarge, InvalidMessage, StoreBusy, StoreUnavailable
 from consumer.messages import StoredImage, StoredVersion
 from consumer.redact import redact_uri
 
@@ -22,6 +23,28 @@ if TYPE_CHECKING:
 
 _KEPT_CLIENTS = 64
 """Buckets whose connections are kept: an allow-list with a wild card lets senders name any number."""
+
+
+class _Room:
+    """Who may fetch from a bucket now, and who may wait to."""
+
+    def __init__(self, slots: int) -> None:
+        self._places = threading.BoundedSemaphore(2 * slots)
+        self._slots = threading.BoundedSemaphore(slots)
+
+    @contextmanager
+    def slot(self, what: str, deadline_s: float) -> Iterator[None]:
+        if not self._places.acquire(blocking=False):
+            raise StoreBusy(f"{what}: as many wait for its bucket as may (max_concurrency of the store)")
+        try:
+            if not self._slots.acquire(timeout=max(0.0, deadline_s)):
+                raise StoreBusy(f"{what}: no slot of its bucket came free in time (max_concurrency of the store)")
+            try:
+                yield
+            finally:
+                self._slots.release()
+        finally:
+            self._places.release()
 
 
 class ObjectStore:
@@ -34,7 +57,8 @@ class ObjectStore:
         rules: which URIs are allowed.
         open_bucket: the client of a bucket; connects to nothing yet.
         forget_credentials: called after the store refused who we are, so that the next client asks for them anew.
-        max_concurrency: fetches at the same time; more wait, within their deadline.
+        max_concurrency: fetches at the same time from what fails together (`health_key`); as many more wait, within
+            their deadlines, and no others: else one slow bucket would take every thread there is.
         monotonic_s: the clock for deadlines, in seconds.
     """
 
@@ -51,7 +75,8 @@ class ObjectStore:
         self._rules = rules
         self._client = lru_cache(_KEPT_CLIENTS)(open_bucket)
         self._forget_credentials = forget_credentials
-        self._slots = threading.BoundedSemaphore(max_concurrency)
+        self._max_concurrency = max_concurrency
+        self._rooms: dict[str, _Room] = {}  # as many as the allow-list has entries, at most
         self._monotonic_s = monotonic_s
         self._loop = _event_loop()
 
@@ -63,12 +88,12 @@ class ObjectStore:
         """See `ports.ImageStore.fetch`. The size is judged by the answer's headers, before the body is read."""
         give_up_s = self._monotonic_s() + deadline_s
         address = self._rules.address(uri)
-        if not self._slots.acquire(timeout=max(0.0, deadline_s)):
-            raise StoreUnavailable(f"{redact_uri(uri)}: no slot came free in time: raise max_concurrency of the store")
-        try:
+        with self._room(uri).slot(redact_uri(uri), deadline_s):
             return self._fetch(uri, address, max_bytes, give_up_s)
-        finally:
-            self._slots.release()
+
+    def _room(self, uri: str) -> _Room:
+        key = self.health_key(uri)
+        return self._rooms.get(key) or self._rooms.setdefault(key, _Room(self._max_concurrency))
 
     def _fetch(self, uri: str, address: ObjectAddress, max_bytes: int, give_up_s: float) -> StoredImage:
         late = StoreUnavailable(f"{redact_uri(uri)}: not fetched within the deadline (stores.fetch_deadline_ms)")
