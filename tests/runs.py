@@ -53,6 +53,16 @@ def referenced_image(image_id: str, path: Path, **more: Any) -> bytes:
     return json.dumps({"image_id": image_id, "uri": path.as_uri(), "sha256": sha256, **more}).encode()
 
 
+_STORY_BEFORE, _STORY_AFTER = 10, 40
+
+
+def _story(history: Path, line: int) -> str:
+    """What was seen around a line of a history, each thing cut: the file itself goes with the test's folder."""
+    lines = history.read_text().splitlines()
+    first = max(0, line - _STORY_BEFORE)
+    return "\n".join(f"{first + n}: {text[:400]}" for n, text in enumerate(lines[first : line + _STORY_AFTER]))
+
+
 class Run:
     """Sends, watches and judges. Its history is `folder/history.jsonl`."""
 
@@ -195,7 +205,8 @@ class Run:
         found = verify(history, exactly_once=exactly_once, zombies=zombies)
         summary = summarize(history)
         listed = "\n".join(str(violation) for violation in found[:20])
-        assert found == [], f"{len(found)} broken promises ({summary}):\n{listed}"
+        story = _story(self.history_path, found[0].at_line) if found else ""
+        assert found == [], f"{len(found)} broken promises ({summary}):\n{listed}\n--- the history there\n{story}"
         return summary
 
     def __enter__(self) -> Self:
