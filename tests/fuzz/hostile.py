@@ -178,9 +178,7 @@ class Messages:
         ]
         _, kind, value, headers, sha256 = dice.choices(forms, [form[0] for form in forms])[0]
         known = f"{places.bucket}/{name}" if kind == "a bucket's event" else image_id
-        return Message(
-            kind, value, key, headers, events=1, letters=0, image_id=known, image_sha256=sha256
-        )  # fmt: skip
+        return Message(kind, value, key, headers, events=1, letters=0, image_id=known, image_sha256=sha256)
 
     # --- bad ones by hand ---------------------------------------------------------------------------------------------
 
@@ -191,8 +189,9 @@ class Messages:
     def _refused_reference(self) -> Message:
         uris = [*SPELLINGS.values(), "file:///etc/passwd", "s3://another/a.jpg", "gs://photos/a.jpg", "az://a/b.jpg"]
         uris += [self._places.uri("a-link.jpg"), self._places.folder.as_uri() + "/../a.jpg"]
-        value = _json({"image_id": "a trick", "uri": self._dice.choice(uris)})
-        return Message("refused references", value, self._key(), errors=frozenset({"ReferenceRefused"}))
+        uri = self._dice.choice(uris)
+        errors = _MALFORMED if "\ud800" in uri else frozenset({"ReferenceRefused"})  # half a pair is no JSON
+        return Message("refused references", _json({"image_id": "a trick", "uri": uri}), self._key(), errors=errors)
 
     def _nothing_there(self) -> Message:
         absent = f"absent-{self._dice.randrange(1000)}.jpg"
@@ -213,7 +212,7 @@ class Messages:
         bodies = [
             *(b"good morning", b"<!doctype html><title>404</title>", b"%PDF-1.7\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"),
             *(b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"PK\3\4" + bytes(99), b"\x7fELF" + bytes(99)),
-            *(gzip.compress(b"a"), b"\x00\x00\x00\x0cJXL \r\n\x87\n" + bytes(99), b"!" + noise),
+            *(gzip.compress(b"a", mtime=0), b"\x00\x00\x00\x0cJXL \r\n\x87\n" + bytes(99), b"!" + noise),
         ]
         headers: Headers = [*says] if self._dice.random() < 0.7 else []
         errors = frozenset({"NotAnImage", "UnsupportedFormat", "MalformedMessage"})
@@ -314,9 +313,7 @@ class Messages:
         return self._until_bad("damaged images", lambda: mutated(self._next_seed(), self._images)[1])
 
     def _damaged_inline(self) -> Message:
-        return self._until_bad(
-            "damaged images inline", lambda: _inline(mutated(self._next_seed(), self._images)[1])
-        )  # fmt: skip
+        return self._until_bad("damaged images inline", lambda: _inline(mutated(self._next_seed(), self._images)[1]))
 
     def _damaged_message(self) -> Message:
         return self._until_bad("damaged messages", lambda: mutated(self._next_seed(), self._forms)[1])
@@ -331,37 +328,36 @@ class Messages:
             self._damaged.append(message)
 
     def _judged(self, kind: str, value: bytes, key: bytes | None) -> Message | None:
-        """With what the stages alone make of it; None where a store would have to be asked."""
+        """With what the stages alone make of it; None for a `data:` URI, whose image its store unpacks."""
         try:
             parsed = self._parse(Delivery(_LEASE, 0, value, key=key))
         except InvalidMessage as error:
             return Message(kind, value, key, errors=frozenset({type(error).__name__}))
         entries = parsed.entries if isinstance(parsed, Records) else (parsed,)
-        events, errors = 0, []
-        for entry in entries:
-            if isinstance(entry, Skipped):
-                continue
-            try:
-                if isinstance(entry, Rejected):
-                    raise entry.error
-                error = self._refusal_of(entry)
-            except InvalidMessage as refused:
-                error = type(refused).__name__
-            if error == "":
-                return None
-            events += error is None
-            errors += [error] if error is not None else []
-        whole = f"{kind}, and whole" if events else f"{kind}, and nothing asked" if not errors else kind
-        return Message(whole, value, key, events=events, letters=len(errors), errors=frozenset(errors))
+        asked = [entry for entry in entries if not isinstance(entry, Skipped)]
+        if any(isinstance(entry, ImageJob) and str(entry.uri).lower().startswith("data:") for entry in asked):
+            return None
+        refusals = [self._refusal_of(entry) for entry in asked]
+        errors = frozenset(error for error in refusals if error is not None)
+        letters = sum(error is not None for error in refusals)
+        if not asked:
+            kind += ", and nothing asked"
+        elif letters < len(asked):
+            kind += ", and whole"
+        return Message(kind, value, key, events=len(asked) - letters, letters=letters, errors=errors)
 
-    def _refusal_of(self, job: ImageJob) -> str | None:
-        """None where it is labelled, empty where that is the store's to say. Raises InvalidMessage."""
-        if job.data is None:
-            # All lead out of what is allowed, but for `data:`, which carries its image.
-            return "" if str(job.uri).lower().startswith("data:") else "ReferenceRefused"
-        verify(job, job.data, max_bytes=MAX_IMAGE_BYTES)
-        self._decoder.measure(job.data)
-        self._decoder.decode(job.data)
+    def _refusal_of(self, entry: ImageJob | Rejected) -> str | None:
+        """The class of error, None where it is labelled. All URIs in the samples lead out of what is allowed."""
+        if isinstance(entry, Rejected):
+            return type(entry.error).__name__
+        if entry.data is None:
+            return "ReferenceRefused"
+        try:
+            verify(entry, entry.data, max_bytes=MAX_IMAGE_BYTES)
+            self._decoder.measure(entry.data)
+            self._decoder.decode(entry.data)
+        except InvalidMessage as error:
+            return type(error).__name__
         return None
 
     # --- pieces -------------------------------------------------------------------------------------------------------
@@ -384,24 +380,23 @@ def _exhibit(name: str) -> bytes:
 
 def _wrong_documents(data: str) -> Sequence[bytes]:
     good = {"image_id": "a", "data": data}
+    bad: dict[str, list[Any]] = {
+        "image_id": [1, None, "", "a\nb", "a" * 1025, [], {"a": "b"}, True],
+        "data": [1, None, "", "*", "AAA", data[:-1] + "*", [data], data + "\n"],
+        "sha256": [1, "12", "g" * 64, "0" * 65],
+        "top_k": [0, -1, 1001, 1.5, "5", 10**30, []],
+        "captured_at": [1, "yesterday", "2026-13-01T00:00:00Z", "2026-01-31"],
+        "metadata": [[], "a", {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"a": "b" * 9000}],
+        "version": [0, 2, "1", 1.5, []],
+    }
+    bad_uris: list[Any] = [1, None, "", "file:///" + "a" * 9000, ["file:///a.jpg"]]
+    event = {"specversion": "1.0", "id": "1", "source": "/a", "type": "b"}
     wrong: list[dict[str, Any]] = [
-        {},
-        {"image_id": "a"},
-        {"uri": "file:///a.jpg"},
-        good | {"uri": "file:///a.jpg"},
-        *(good | {"image_id": bad} for bad in (1, None, "", "a\nb", "a" * 1025, [], {"a": "b"}, True)),
-        *({"image_id": "a", "uri": bad} for bad in (1, None, "", "file:///" + "a" * 9000, ["file:///a.jpg"])),
-        *({"image_id": "a", "data": bad} for bad in (1, None, "", "*", "AAA", data[:-1] + "*", [data], data + "\n")),
-        *(good | {"sha256": bad} for bad in (1, "12", "g" * 64, "0" * 65)),
-        *(good | {"top_k": bad} for bad in (0, -1, 1001, 1.5, "5", 10**30, [])),
-        *(good | {"captured_at": bad} for bad in (1, "yesterday", "2026-13-01T00:00:00Z", "2026-01-31")),
-        *(good | {"metadata": bad} for bad in ([], "a", {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"a": "b" * 9000})),
-        *(good | {"version": bad} for bad in (0, 2, "1", 1.5, [])),
-        {"specversion": "0.3", "id": "1", "source": "/a", "type": "b", "data": good},
-        {"specversion": "1.0", "id": "1", "source": "/a", "type": "b"},
-        {"specversion": "1.0", "id": "1", "source": "/a", "type": "b", "data_base64": data},
-        {"specversion": "1.0", "id": "1", "source": "/a", "type": "b", "datacontenttype": "image/png", "data": good},
-        {"specversion": "1.0", "id": "1", "source": "/a", "type": "b", "data": data},
+        *({}, {"image_id": "a"}, {"uri": "file:///a.jpg"}, good | {"uri": "file:///a.jpg"}),
+        *(good | {name: value} for name, values in bad.items() for value in values),
+        *({"image_id": "a", "uri": uri} for uri in bad_uris),
+        *(event, event | {"specversion": "0.3", "data": good}, event | {"data_base64": data}, event | {"data": data}),
+        event | {"datacontenttype": "image/png", "data": good},
     ]
     whole = _json(good)
     texts = [
