@@ -10,7 +10,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 AUDIT := $(VENV)-audit
 AUDIT_STAMP := $(AUDIT)/.installed
 
-.PHONY: help demo run test check lint format types unit contract integration fuzz audit install install-dev lock image clean
+.PHONY: help demo run test check lint format types unit contract integration fuzz hostile audit install install-dev lock image clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,13 @@ integration: $(DEV_STAMP)
 COUNT ?= 1000000
 fuzz: $(DEV_STAMP)  ## Damaged messages through parser and decoder, COUNT of them in all (1,000,000)
 	$(BIN)/python -m tests.fuzz.campaign --count $(COUNT)
+
+# Prints what each kind became, the time and the replica's peak memory.
+GOOD ?= 10000
+BAD ?= 10000
+SEED ?= 1
+hostile: $(DEV_STAMP)  ## BAD hostile messages among GOOD ones, through a real broker and the service (10,000 each)
+	$(BIN)/python -m tests.fuzz.pipeline --good $(GOOD) --bad $(BAD) --seed $(SEED)
 
 test: lint types  ## Everything, on a real Apache Kafka fetched by Maven
 	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests

@@ -5,6 +5,8 @@ Each function that changes pixels adds the name of what it did to `applied`; doc
 """
 
 import io
+import math
+import struct
 
 import numpy as np
 import numpy.typing as npt
@@ -112,7 +114,7 @@ def rgb(
 
 def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
     """None where the profile is broken, or is for other channels than the image has: it is the image that counts."""
-    if len(profile) > MAX_PROFILE_BYTES:
+    if len(profile) > MAX_PROFILE_BYTES or not _tables_are_whole(profile):
         return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -121,6 +123,34 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
         return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except Exception:
         return None
+
+
+def _tables_are_whole(profile: bytes) -> bool:
+    """Whether each table of a profile (ICC.1:2022, clause 10) has an entry's byte for every entry that it declares.
+
+    Little CMS allocates what is declared, up to 512 MiB a table, before it looks at what is there. Two kinds whose
+    tables are not looked through count as not whole, as no photograph has them: lists of named colours, and
+    `multiProcessElementsType`, which has floating-point numbers.
+    """
+    if len(profile) < 132 or profile[12:16] == b"nmcl":
+        return False
+    (count,) = struct.unpack_from(">I", profile, 128)
+    for at in range(132, 132 + 12 * min(count, len(profile) // 12), 12):
+        if at + 12 > len(profile):
+            return False
+        (start,) = struct.unpack_from(">I", profile, at + 4)
+        kind = profile[start : start + 4]
+        grid = b""
+        if kind == b"mpet":
+            return False
+        if kind in {b"mft1", b"mft2"}:
+            grid = profile[start + 10 : start + 11] * 16
+        elif kind in {b"mAB ", b"mBA "} and start + 28 <= len(profile):
+            table = start + struct.unpack_from(">I", profile, start + 24)[0]
+            grid = profile[table : table + 16] if table > start else b""
+        if grid and math.prod(grid[: profile[start + 8]]) * profile[start + 9] > len(profile):
+            return False
+    return True
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:

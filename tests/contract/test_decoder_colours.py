@@ -5,6 +5,8 @@ Images are made here, small and of flat colours, so that each pixel can be said 
 
 import io
 import struct
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -274,6 +276,42 @@ def test_a_broken_profile_does_not_make_a_broken_image(profile: bytes) -> None:
     found = decoded(body, icc="srgb")
     assert np.array_equal(found.pixels, decoded(body).pixels)
     assert found.facts.applied == ()
+
+
+TABLE_MEMORY = """
+import io, resource, struct, sys
+from PIL import Image, ImageCms
+from consumer.adapters.image import PillowDecoder
+kind = sys.argv[1].encode()
+decoder = PillowDecoder((32, 32), icc="srgb")
+profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes())
+def followed():
+    file = io.BytesIO()
+    Image.new("LAB", (60, 40)).save(file, "TIFF", icc_profile=bytes(profile))
+    return "icc-to-srgb" in decoder.decode(file.getvalue()).facts.applied
+def peak_kb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(followed())
+before_kb, start, grid = peak_kb(), profile.index(b"mft2"), bytes([255] * 3 + [0] * 13)
+if kind == b"mft2":
+    profile[start + 10] = 255
+elif kind == b"mAB ":
+    table = grid + bytes([2] + [0] * 11)
+    profile[start : start + 60] = kind + struct.pack(">IBBHIIIII", 0, 3, 3, 0, 0, 0, 0, 32, 0) + table
+else:
+    profile[profile.index(b"A2B0") : profile.index(b"A2B0") + 4] = b"D2B0"
+    element = b"clut" + struct.pack(">IHH", 0, 3, 3) + grid
+    profile[start : start + 52] = kind + struct.pack(">IHHIII", 0, 3, 3, 1, 24, 28) + element
+print(followed(), peak_kb() - before_kb)
+"""
+
+
+@pytest.mark.parametrize("kind", ["mft2", "mAB ", "mpet"])
+def test_a_profile_that_declares_a_table_it_does_not_have_takes_no_memory(kind: str) -> None:
+    answer = subprocess.run([sys.executable, "-c", TABLE_MEMORY, kind], capture_output=True, text=True, check=True)
+    whole, hollow, grown_kb = answer.stdout.split()
+    assert (whole, hollow) == ("True", "False")
+    assert int(grown_kb) < 8 * 1024
 
 
 # --- scaled decoding ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import ImageCms
 
 from tests.fuzz import corpus
 from tests.fuzz.campaign import Tally, load
@@ -13,7 +14,7 @@ from tests.fuzz.mutate import mutated
 from tests.fuzz.worker import Target
 
 ROOT = Path(__file__).parents[2]
-COUNT = 3_000
+COUNT = 2_000
 FEW = ("--count", "30", "--seed", "500", "--give-up-s", "0.5")
 
 
@@ -30,6 +31,15 @@ def test_every_sample_is_taken_as_it_is() -> None:
     assert refused.pop("uri list") == "MalformedMessage"  # it wants its header
     assert refused.pop("bucket's events") == "several"
     assert set(refused.values()) == {"labelled", "referenced"}, refused
+
+
+def test_no_sample_has_the_time_of_its_making_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ImageCms.ImageCmsProfile.tobytes
+    first = corpus.images()
+    monkeypatch.setattr(
+        ImageCms.ImageCmsProfile, "tobytes", lambda profile: made(profile)[:24] + b"\7\xd0" * 6 + made(profile)[36:]
+    )
+    assert corpus.images() == first
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

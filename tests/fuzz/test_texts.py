@@ -51,7 +51,7 @@ encoded = documents.map(lambda document: json.dumps(document).encode("utf-8", "s
 raw = st.one_of(encoded, st.binary(max_size=200), texts.map(lambda text: text.encode("utf-8", "surrogatepass")))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(value=raw, key=st.none() | st.binary(max_size=30), headers=headers)
 @example(value=b"[" * 100_000, key=None, headers=())
 @example(value=b'{"image_id":' * 2_000, key=None, headers=())
