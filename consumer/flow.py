@@ -182,7 +182,10 @@ class Flow:
         with self._retries_lock:
             due = self._retries.due(now_s)
         for attempt in due:
-            self._fetch_pool.submit(self._guard, self._fetch if attempt.schema is None else self._load_schema, attempt)
+            self._try(attempt)
+
+    def _try(self, attempt: Attempt) -> None:
+        self._fetch_pool.submit(self._guard, self._fetch if attempt.schema is None else self._load_schema, attempt)
 
     def _check_decoder(self, now_s: float) -> None:
         with self._with_decoder_lock:
@@ -296,7 +299,7 @@ class Flow:
             return
         self._leave_decode_pool()
         if self._admitted(attempt):
-            self._fetch_pool.submit(self._guard, self._fetch, attempt)
+            self._try(attempt)
 
     def _tombstone(self, delivery: Delivery) -> None:
         if self._tombstones == "dead_letter":
@@ -380,7 +383,7 @@ class Flow:
         unparsed = ImageJob(delivery, image_id="")
         attempt = Attempt(unparsed, _SCHEMA_REGISTRY, self._clock.monotonic_s(), schema=schema)
         if self._admitted(attempt):
-            self._fetch_pool.submit(self._guard, self._load_schema, attempt)
+            self._try(attempt)
 
     def _load_schema(self, attempt: Attempt) -> None:
         """Then the message is parsed again."""
@@ -506,7 +509,7 @@ class Flow:
         with self._retries_lock:
             attempt = self._retries.next_crowded(store)
         if attempt is not None:
-            self._fetch_pool.submit(self._guard, self._fetch, attempt)
+            self._try(attempt)
 
     def _tell_stores_forgotten(self, known: Mapping[str, float]) -> None:
         for store in known.keys() - self._retries.down_stores().keys():

@@ -118,8 +118,6 @@ class ImageJob:
     """Lower-case hex of the image's bytes, to be verified; None where the sender gave none."""
     etag: str | None = None
     """The ETag that the message says the image has, without quotes; bytes of another are labelled and marked."""
-    content_type: str | None = None
-    captured_at: str | None = None
     top_k: int | None = None
     """Labels wanted for this image; None means the setting."""
     metadata: dict[str, str] = field(default_factory=dict)

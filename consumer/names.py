@@ -13,6 +13,9 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".gif": "image/gif",
     ".tif": "image/tiff",
     ".tiff": "image/tiff",
+    ".avif": "image/avif",
+    ".heic": "image/heic",
+    ".heif": "image/heif",
 }
 """The suffixes that count as images in a folder, in lower case, and what they say."""
 

@@ -263,6 +263,7 @@ def _deadlines(settings: Settings) -> Iterator[Conflict]:
     waits = {
         "batch.max_wait_ms": settings.batch.max_wait_ms,
         "stores.fetch_deadline_ms": settings.stores.fetch_deadline_ms,
+        "decode.deadline_ms": settings.decode.deadline_ms,
         "model.infer_deadline_ms": settings.model.infer_deadline_ms,
     }
     for key, wait_ms in waits.items():

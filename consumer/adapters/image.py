@@ -227,14 +227,14 @@ class PillowDecoder:
         found = image_format(body)
         if found is None:
             raise NotAnImage(f"{len(body)} bytes that are of no image format known here")
-        if found.name not in self._formats:
+        if found not in self._formats:
             names = ", ".join(self._formats)
-            raise UnsupportedFormat(f"the image is {found.name}, and input.formats allows {names}")
-        refuse_costly(body, found.name)
-        if found.name == "WEBP" and (size := webp_size(body)) is not None:
+            raise UnsupportedFormat(f"the image is {found}, and input.formats allows {names}")
+        refuse_costly(body, found)
+        if found == "WEBP" and (size := webp_size(body)) is not None:
             self._check_sides(*size)
         try:
-            with Image.open(io.BytesIO(body), formats=(found.name,)) as image:
+            with Image.open(io.BytesIO(body), formats=(found,)) as image:
                 self._check_size(image)
                 yield image
         except InvalidMessage:
@@ -245,7 +245,7 @@ class PillowDecoder:
             ) from error
         except Exception as error:
             # Pillow's plugins raise nearly anything on broken bytes, from struct.error to RecursionError.
-            raise _broken(error, body, found.name) from error
+            raise _broken(error, body, found) from error
 
     def _check_size(self, image: Image.Image) -> None:
         self._check_sides(*image.size)

@@ -23,14 +23,13 @@ import orjson
 
 from consumer import headers as names
 from consumer.contract import LABEL_EVENT_TYPE
+from consumer.kafka_properties import HEADROOM_BYTES
 from consumer.messages import Delivery, Headers, Labelled, OutputRecord, Partition, Rejected, TimestampType
 from consumer.ports import EventEncoder
 from consumer.redact import cut_text, redact_text, redact_uri
 
 MAX_OWN_HEADERS_BYTES: Final = 32 * 1024
 """Our headers on a letter are less than this, whatever went wrong: half of what its topic takes beyond the input's."""
-LETTER_ALLOWANCE_BYTES: Final = 64 * 1024
-"""How much larger than the input's the dead-letter topic's messages may be."""
 
 _MAX_NAME_BYTES = 512
 _MAX_TOPIC_CHARS = 249  # Kafka's own bound on a topic's name
@@ -72,7 +71,7 @@ class EventContext:
     output_topic: str
     dead_letter_topic: str
     max_message_bytes: int
-    """What the input topic takes; the dead-letter topic takes `LETTER_ALLOWANCE_BYTES` more."""
+    """What the input topic takes; the dead-letter topic takes `HEADROOM_BYTES` more."""
     spring_headers: bool = False
     """Whether letters also carry Spring's headers."""
     encoder: EventEncoder = field(default_factory=JsonEncoder)
@@ -221,14 +220,14 @@ def dead_letter(rejected: Rejected, context: EventContext) -> OutputRecord:
         key=delivery.key,
         headers=(*kept, *_origin_headers(Origin.of(delivery, context)), *_error_headers(rejected, context)),
     )
-    most = context.max_message_bytes + LETTER_ALLOWANCE_BYTES - _RECORD_OVERHEAD_BYTES
+    most = context.max_message_bytes + HEADROOM_BYTES - _RECORD_OVERHEAD_BYTES
     return letter if _size_bytes(letter) <= most else without_value(letter)
 
 
 def without_value(letter: OutputRecord) -> OutputRecord:
     """The letter for a broker that refused it as too large: no value, but its size and SHA-256 in headers.
 
-    Original headers, and then the key, go too where even they are larger than `LETTER_ALLOWANCE_BYTES`; the header
+    Original headers, and then the key, go too where even they are larger than `HEADROOM_BYTES`; the header
     `ouzel-original-left-out` says what is missing. Idempotent.
     """
     if any(name == names.ORIGINAL_LEFT_OUT for name, _ in letter.headers):
@@ -237,10 +236,10 @@ def without_value(letter: OutputRecord) -> OutputRecord:
     theirs = tuple(header for header in letter.headers if not header[0].startswith(names.OURS))
     ours = tuple(header for header in letter.headers if header[0].startswith(names.OURS))
     left_out = ["value"]
-    if _headers_bytes(theirs) > LETTER_ALLOWANCE_BYTES:
+    if _headers_bytes(theirs) > HEADROOM_BYTES:
         left_out.append("headers")
         theirs = ()
-    if key is not None and len(key) > LETTER_ALLOWANCE_BYTES:
+    if key is not None and len(key) > HEADROOM_BYTES:
         left_out.append("key")
         key = None
     facts = (

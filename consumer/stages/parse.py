@@ -105,7 +105,7 @@ class Parser:
                 return self._document(delivery, document, enveloped=False)
         form = _form_of(media_type, value)
         if form == "image":
-            return self._image(delivery, value, media_type)
+            return self._image(delivery, value)
         if form == "uri-list":
             return _uri_job(delivery, value)
         return self._document(delivery, _json_object(value), enveloped=form == "cloudevent")
@@ -188,18 +188,14 @@ class Parser:
             uri=reference.uri,
             data=reference.data,
             sha256=reference.sha256.lower() if reference.sha256 else None,
-            content_type=reference.content_type,
-            captured_at=reference.captured_at,
             top_k=reference.top_k,
             metadata=metadata,
         )
 
-    def _image(self, delivery: Delivery, value: bytes, media_type: str) -> ImageJob:
+    def _image(self, delivery: Delivery, value: bytes) -> ImageJob:
         if len(value) > self._max_image_bytes:
             raise ImageTooLarge(_too_large(len(value), self._max_image_bytes))
-        found = image_format(value)
-        content_type = found.media_type if found else media_type or None
-        return ImageJob(delivery=delivery, image_id=_image_id(delivery, value), data=value, content_type=content_type)
+        return ImageJob(delivery=delivery, image_id=_image_id(delivery, value), data=value)
 
     def _check_inline_size(self, reference: object) -> None:
         data = reference.get("data") if isinstance(reference, dict) else None

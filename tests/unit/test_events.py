@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from consumer import headers as names
 from consumer.errors import InvalidMessage, MalformedMessage, NotAnImage
+from consumer.kafka_properties import HEADROOM_BYTES
 from consumer.messages import (
     Delivery,
     Headers,
@@ -23,7 +24,6 @@ from consumer.messages import (
     Rejected,
 )
 from consumer.stages.events import (
-    LETTER_ALLOWANCE_BYTES,
     MAX_OWN_HEADERS_BYTES,
     EventContext,
     Origin,
@@ -357,7 +357,7 @@ def test_a_letter_without_its_value_says_how_large_it_was_and_its_digest() -> No
 def test_a_message_of_the_largest_size_fits_its_letter_whole_and_a_larger_one_is_cut_at_once() -> None:
     most = CONTEXT.max_message_bytes
     assert dead_letter(_rejected(delivery(bytes(most), headers=()), "x" * 100_000), CONTEXT).value is not None
-    assert dead_letter(_rejected(delivery(bytes(most + LETTER_ALLOWANCE_BYTES))), CONTEXT).value is None
+    assert dead_letter(_rejected(delivery(bytes(most + HEADROOM_BYTES))), CONTEXT).value is None
 
 
 def test_even_a_monstrous_key_and_headers_leave_a_letter_that_can_be_written() -> None:

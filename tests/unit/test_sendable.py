@@ -8,6 +8,8 @@ import pytest
 
 from consumer.commands._sendable import Form, Image, Options, find_images, record_for, records_of_lines, suffix_filter
 from consumer.errors import MalformedMessage
+from consumer.names import MEDIA_TYPES
+from consumer.settings import InputSettings
 
 
 def accept(value: bytes) -> str:
@@ -24,6 +26,16 @@ def test_files_of_one_name_in_two_folders_keep_apart(tmp_path: Path) -> None:
     found, missing = find_images([str(tmp_path)], suffix_filter(None, everything=False))
     assert [image.image_id for image in found] == ["a/cat.jpg", "b/cat.jpg", "cat.jpg"]
     assert missing == []
+
+
+def test_a_folder_s_images_are_those_of_every_format_that_can_be_decoded(tmp_path: Path) -> None:
+    names = sorted(f"a{suffix}" for suffix in MEDIA_TYPES)
+    for name in [*names, "a.txt"]:
+        (tmp_path / name).write_bytes(b"x")
+    found, _ = find_images([str(tmp_path)], everything=False)
+    assert [image.image_id for image in found] == names
+    formats = {*InputSettings().formats, "HEIF"}
+    assert {f"image/{name.lower()}" for name in formats} <= set(MEDIA_TYPES.values())
 
 
 def test_a_file_is_taken_whatever_its_suffix_when_it_is_named(tmp_path: Path) -> None:

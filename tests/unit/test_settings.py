@@ -372,6 +372,7 @@ def test_a_missing_folder_of_secrets_is_an_error_if_it_was_named(
         ("[batch]\nmax_size = 300", "batch.max_size", "never gather"),
         ("[pipeline]\nmax_in_flight_bytes = 1", "batch.max_bytes", "never gather"),
         ("[batch]\nmax_wait_ms = 300_000", "batch.max_wait_ms", "restarted"),
+        ("[decode]\ndeadline_ms = 300_000", "decode.deadline_ms", "restarted"),
         ("[model]\ninfer_deadline_ms = 0", "model.infer_deadline_ms", "no time at all"),
         ("[retry]\ninitial_backoff_ms = 20_000", "retry.initial_backoff_ms", "more than"),
         ('[stores.file]\nroots = ["/images", "images"]', "stores.file.roots", "'images' is relative"),
