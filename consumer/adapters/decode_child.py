@@ -125,6 +125,8 @@ def _give_up_rights(memory_bytes: int) -> list[str]:
             limits += ["a network of its own that leads nowhere", f"{_threads_most()} threads"]
         elif libc.unshare(_CLONE_NEWNET) == 0:
             limits.append("a network of its own that leads nowhere")
+        else:
+            limits.append("no network of its own, which the system refuses")
         used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         _limit(resource.RLIMIT_AS, used_bytes + memory_bytes)
         limits.append(f"{memory_bytes / 2**20:.0f} MiB")

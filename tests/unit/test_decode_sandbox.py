@@ -150,6 +150,34 @@ def test_memory_past_the_bound_is_a_letter_that_names_the_setting(make: Make) ->
     _is_well(sandbox)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
+def test_where_the_system_refuses_a_network_of_its_own_the_rest_holds_and_it_is_said() -> None:
+    # In a process of its own, which gives up its rights; a container runtime's refusal stands in for the kernel's word.
+    script = """if True:
+        import ctypes, sys
+        from consumer.adapters import decode_child
+
+        class Refusing:
+            def __init__(self, *_args, **_options): pass
+            def prctl(self, *_args): return 0
+            def unshare(self, _flags): return -1
+
+        ctypes.CDLL = Refusing
+        limits = decode_child._give_up_rights(256 * 1024**2)
+        try:
+            open("/dev/null")
+        except OSError:
+            print(*limits, sep="\\n")
+    """
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == [
+        "no new privileges",
+        "no network of its own, which the system refuses",
+        "256 MiB",
+        "no file or socket can be opened",
+    ]
+
+
 def test_it_knows_nothing_of_our_environment(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUZEL_KAFKA__CLIENT__SASL_PASSWORD", "planted-secret")
     with pytest.raises(NotAnImage) as caught:
