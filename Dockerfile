@@ -2,7 +2,9 @@
 #
 # The base is given by tag, as its digest changes with every security update. To pin it (and you should, where images are
 # promoted from one environment to the next): --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
-# Python packages are pinned by hash in any case. The steps hold on any Debian with python3 and its venv module.
+# Python packages are pinned by hash in any case: the lock files hold TensorFlow, the default model's weights and the
+# stores of buckets. For another extra (registry, heif, inventory) add it to `lock` in the Makefile, and `make lock`.
+# The steps hold on any Debian with python3 and its venv module.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS venv

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from consumer.adapters.kafka_admin import KafkaAdmin
+    from consumer.ports import SandboxedDecoder
     from consumer.rights import Right
     from consumer.settings import Settings
 
@@ -36,7 +37,8 @@ class Finding:
 
 
 def doctor(ctx: typer.Context) -> None:
-    """Check settings, broker, topics, rights, stores, model, labels, one inference, clock and disk; change nothing.
+    """Check settings, broker, topics, rights, schema registry, stores, model, labels, sandbox, one inference, clock and
+    disk; change nothing.
 
     One line each, with what to do where it fails; JSON lines when piped. Exit code 1 if anything fails. Topics are
     compared as the user of [kafka.admin], rights asked as the service's own, that of [kafka.client].
@@ -74,6 +76,7 @@ def _findings(ctx: typer.Context) -> Iterator[Finding]:
         return
     yield Finding("settings", "pass", f"{changed} of {len(sources)} are not the default: ouzel settings --changed")
     yield from _kafka(settings)
+    yield from _guarded("registry", lambda: _registry(settings))
     yield from _stores(settings)
     yield from _guarded("model", lambda: _model(settings))
     yield _clock()
@@ -200,6 +203,24 @@ def _right(settings: "Settings", right: "Right", allowed: frozenset[str] | None)
     return Finding("rights", "fail", f"{what}: {right.operation} is not allowed", remedy(settings.kafka, [right]))
 
 
+def _registry(settings: "Settings") -> Iterator[Finding]:
+    """Asks it what the service will ask."""
+    if not settings.schema_registry.url:
+        return
+    from consumer.adapters.schema_registry.client import asked
+    from consumer.adapters.schema_registry.encoders import value_subject
+    from consumer.bootstrap import build_encoder, open_registry
+
+    written_as = settings.output.format
+    if written_as == "json":
+        with open_registry(settings) as client:
+            asked(client.get_versions, value_subject(settings.kafka.input_topics[0]))
+        yield Finding("registry", "pass", "answers")
+    else:
+        build_encoder(settings)
+        yield Finding("registry", "pass", f"has the schema of label events as {written_as}")
+
+
 # --- stores ---------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +233,8 @@ def _stores(settings: "Settings") -> Iterator[Finding]:
             yield Finding("stores", "fail", f"file root {root} may not be read", f"let this user read {root}")
         else:
             yield Finding("stores", "pass", f"file root {root}")
+    if hosts := settings.stores.http.hosts:
+        yield Finding("stores", "skip", f"{', '.join(hosts)}: which image to ask for is not known")
     yield from _guarded("stores", lambda: _buckets(settings))
 
 
@@ -266,6 +289,7 @@ def _model(settings: "Settings") -> Iterator[Finding]:
         else:
             yield Finding("labels", "pass", f"{len(labels)} names for {runtime.class_count} classes")
 
+        yield from _guarded("sandbox", lambda: _sandbox(model.sandbox))
         pixels = model.decoder.decode(_PHOTOGRAPH.read_bytes()).pixels
         runtime.warm_up([1])
         began_s = time.monotonic()
@@ -282,6 +306,15 @@ def _model(settings: "Settings") -> Iterator[Finding]:
         yield Finding("inference", "pass", said)
     finally:
         runtime.close()
+
+
+def _sandbox(sandbox: "SandboxedDecoder") -> Iterator[Finding]:
+    """Needed after a crash only, when it is too late to find out that it cannot be had."""
+    try:
+        sandbox.measure(_PHOTOGRAPH.read_bytes())
+    finally:
+        sandbox.close()
+    yield Finding("sandbox", "pass", "a child process would decode what may have ended a replica")
 
 
 # --- machine --------------------------------------------------------------------------------------------------------

@@ -4,13 +4,15 @@ https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from consumer.adapters.schema_registry.encoders import _CONTENT_TYPES, Format
 from consumer.settings import KafkaSettings
+from consumer.stages.events import JsonEncoder
 from tests.contract.schema_files import FOLDER, SCHEMAS, fields_of
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((FOLDER / "asyncapi.yaml").read_text(encoding="utf-8"))
@@ -117,6 +119,12 @@ def test_every_message_is_on_a_topic_and_every_schema_file_is_used() -> None:
     used = {each["$ref"] for channel in DOCUMENT["channels"].values() for each in channel["messages"].values()}
     assert used == {f"#/components/messages/{name}" for name in _messages()}
     assert {each for each in _references(DOCUMENT) if each.startswith("./")} == {f"./{name}" for name in SCHEMAS}
+
+
+def test_a_label_event_says_one_of_the_forms_that_it_is_written_in() -> None:
+    written = [JsonEncoder.content_type, *(_CONTENT_TYPES[each] for each in get_args(Format))]
+    headers = DOCUMENT["components"]["schemas"]["labelEventHeaders"]["properties"]
+    assert headers["content-type"]["enum"] == [each.decode() for each in written]
 
 
 @pytest.mark.parametrize("name", DOCUMENT["components"]["schemas"])

@@ -71,6 +71,15 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert anchor in _anchors(there), f"{link}: {there.name} has no such heading"
 
 
+def test_tests_that_are_named_exist() -> None:
+    sources = "".join(path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py")))
+    named = {
+        name for path in DOCUMENTS for name in _SPAN.findall(_prose(path)) if re.fullmatch(r"test(_\w+){2,}", name)
+    }
+    assert named
+    assert {name for name in named if f"def {name}(" not in sources} == set()
+
+
 def test_every_document_is_found_from_the_readme() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in _LINK.findall(README)}
     assert set(DOCUMENTS) - {ROOT / "README.md"} <= linked

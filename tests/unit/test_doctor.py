@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from consumer import bootstrap
 from consumer.bootstrap import cache_folder
 from consumer.commands import doctor, topics
-from consumer.settings import FileStoreSettings, KafkaSettings, S3StoreSettings, Settings, StoresSettings
+from consumer.settings import (
+    FileStoreSettings,
+    HttpStoreSettings,
+    KafkaSettings,
+    S3StoreSettings,
+    Settings,
+    StoresSettings,
+)
 from tests.s3_server import ACCESS_KEY, REGION, SECRET_KEY, running_server
+from tests.schema_registry import RegistryServer
 
 
 def test_room_is_looked_for_where_models_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -65,3 +74,36 @@ def test_a_store_whose_extra_is_not_installed_is_told_with_the_command(monkeypat
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     (finding,) = doctor._stores(Settings(stores=StoresSettings(s3=S3StoreSettings(buckets=["photos"]))))
     assert (finding.result, "ouzel[s3]" in finding.fix) == ("fail", True)
+
+
+def test_hosts_are_named_though_nothing_can_be_asked_of_them() -> None:
+    stores = StoresSettings(http=HttpStoreSettings(hosts=["images.example.org", "*.example.net"]))
+    (finding,) = doctor._stores(Settings(stores=stores))
+    assert (finding.result, "images.example.org, *.example.net" in finding.said) == ("skip", True)
+
+
+def _registry(**changes: object) -> list[doctor.Finding]:
+    settings = Settings.model_validate(changes)
+    return list(doctor._guarded("registry", lambda: doctor._registry(settings)))
+
+
+def test_a_registry_is_asked_what_the_service_will_ask() -> None:
+    assert _registry() == []
+    with RegistryServer() as server:
+        at = {"schema_registry": {"url": server.url}}
+        assert [finding.result for finding in _registry(**at)] == ["pass"]
+        (finding,) = _registry(**at, output={"format": "avro"})
+        assert (finding.result, "ouzel schemas register" in finding.fix) == ("fail", True)
+        server.failing = (503, b"")
+        (finding,) = _registry(**at)
+        assert (finding.result, "schema_registry.url" in finding.fix) == ("fail", True)
+
+
+def test_a_sandbox_that_cannot_be_started_is_told_before_it_is_needed() -> None:
+    def findings(factory: str) -> list[doctor.Finding]:
+        sandbox = bootstrap.sandboxed(Settings(), factory, {"input_size": (32, 32)})
+        return list(doctor._guarded("sandbox", lambda: doctor._sandbox(sandbox)))
+
+    assert [finding.result for finding in findings("consumer.adapters.image:PillowDecoder")] == ["pass"]
+    (finding,) = findings("consumer.adapters.image:NoDecoder")
+    assert (finding.result, "process and memory limits" in finding.fix) == ("fail", True)

@@ -32,7 +32,7 @@ def test_a_folder_s_images_are_those_of_every_format_that_can_be_decoded(tmp_pat
     names = sorted(f"a{suffix}" for suffix in MEDIA_TYPES)
     for name in [*names, "a.txt"]:
         (tmp_path / name).write_bytes(b"x")
-    found, _ = find_images([str(tmp_path)], everything=False)
+    found, _ = find_images([str(tmp_path)], suffix_filter(None, everything=False))
     assert [image.image_id for image in found] == names
     formats = {*InputSettings().formats, "HEIF"}
     assert {f"image/{name.lower()}" for name in formats} <= set(MEDIA_TYPES.values())
