@@ -41,7 +41,7 @@ def doctor(ctx: typer.Context) -> None:
     disk; change nothing.
 
     One line each, with what to do where it fails; JSON lines when piped. Exit code 1 if anything fails. Topics are
-    compared as the user of [kafka.admin], rights asked as the service's own, that of [kafka.client].
+    compared as the user of kafka.admin, rights asked as the service's own, that of kafka.client.
     """
     from loguru import logger
 

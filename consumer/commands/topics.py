@@ -22,8 +22,9 @@ def create(
 ) -> None:
     """Create the input, output and dead-letter topics, and the one that notes what was replayed.
 
-    Partitions, replication, retention and sizes come from [topics] and kafka.max_message_bytes. A topic that is there
-    already is left as it is: see `ouzel topics describe`. The user needs Create; the service itself does not.
+    Partitions, replication, retention and sizes come from the settings topics.* and kafka.max_message_bytes. A topic
+    that is there already is left as it is: see `ouzel topics describe`. The user needs Create; the service itself does
+    not.
     """
     from consumer.console import print_rows, settings_from
 

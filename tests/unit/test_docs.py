@@ -119,6 +119,14 @@ def test_commands_and_their_options_exist(path: Path) -> None:
             assert not word.startswith("--") or word in options, f"`{code}`: there is no {word}"
 
 
+@pytest.mark.parametrize("leaf", list(_leaves(_ROOT_COMMAND)))
+def test_no_help_loses_words_in_brackets(leaf: str) -> None:
+    # Help is Rich's markup, where [topics] is a style that does not show.
+    command, _ = _command(leaf.split())
+    texts = [command.help or "", *(getattr(parameter, "help", None) or "" for parameter in command.params)]
+    assert [found for text in texts for found in re.findall(r"\[[a-z_.]+\]", text)] == []
+
+
 def test_the_readme_names_every_command() -> None:
     named = " ".join(_SPAN.findall(README))
     missing = [leaf for leaf in _leaves(_ROOT_COMMAND) if f"ouzel {leaf}" not in named]
