@@ -2,11 +2,13 @@
 
 import atexit
 import ctypes
+import fcntl
 import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,9 +44,13 @@ def start_process(
     return process
 
 
+_ours: list[BinaryIO] = []
+
+
 def free_port() -> int:
     """A TCP port nobody listens on, below the range from which the kernel takes ports for outgoing connections: a
-    stopped broker finds its port free again."""
+    stopped broker finds its port free again. It is this process's until that ends: nothing else that draws here gets
+    it, in this test run or in one beside it."""
     while True:
         port = random.randint(15_000, 32_000)
         with socket.socket() as probe:
@@ -52,7 +58,21 @@ def free_port() -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+            if _claim(port):
+                return port
+
+
+def _claim(port: int) -> bool:
+    claims = Path(tempfile.gettempdir()) / "ouzel-test-ports"
+    claims.mkdir(exist_ok=True)
+    claim = (claims / str(port)).open("ab")
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        claim.close()
+        return False
+    _ours.append(claim)  # the lock goes with the process
+    return True
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str, interval_s: float = 0.05) -> None:
