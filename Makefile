@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # Test processes side by side, each with a broker of its own. Most of a fault test is waiting: more than cores pays.
 WORKERS ?= 3
+# A file's tests share what they start. The files that take longest begin, so that none is left over at the end.
+LONGEST_FIRST := --dist loadfile --no-loadscope-reorder
 BIN    := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
@@ -56,7 +58,7 @@ check: lint types  ## Lint, types, unit and contract tests, without a broker: a 
 	$(BIN)/pytest -q -n $(WORKERS) -m "not kafka" tests/unit tests/contract
 
 integration: $(DEV_STAMP)
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests/integration tests/chaos
+	$(BIN)/pytest -q -n $(WORKERS) $(LONGEST_FIRST) tests/chaos tests/integration
 
 # Goes on where an earlier count stopped; the tally and the culprits are in build/fuzz.
 COUNT ?= 1000000
@@ -71,7 +73,7 @@ hostile: $(DEV_STAMP)  ## BAD hostile messages among GOOD ones, through a real b
 	$(BIN)/python -m tests.fuzz.pipeline --good $(GOOD) --bad $(BAD) --seed $(SEED)
 
 test: lint types  ## Everything, on a real Apache Kafka fetched by Maven
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests
+	$(BIN)/pytest -q -n $(WORKERS) $(LONGEST_FIRST) tests/chaos tests/integration tests/contract tests/fuzz tests/unit
 
 $(AUDIT_STAMP): requirements-audit.lock
 	$(PYTHON) -m venv $(AUDIT)

@@ -306,9 +306,11 @@ def secret_settings(model: type[BaseModel] = Settings, above: str = "OUZEL_") ->
 
 def _other_half(variable: str) -> dict[str, str]:
     """What has to be set beside it."""
-    if variable == "OUZEL_STORES__S3__SECRET_ACCESS_KEY":
-        return {"OUZEL_STORES__S3__ACCESS_KEY_ID": "named"}
-    return {}
+    pairs = {
+        "OUZEL_STORES__S3__SECRET_ACCESS_KEY": "OUZEL_STORES__S3__ACCESS_KEY_ID",
+        "OUZEL_SCHEMA_REGISTRY__PASSWORD": "OUZEL_SCHEMA_REGISTRY__USERNAME",
+    }
+    return {pairs[variable]: "named"} if variable in pairs else {}
 
 
 def test_no_secret_setting_is_shown(kafka: Cluster, worked: tuple[Any, Topics, Any]) -> None:
