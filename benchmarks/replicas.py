@@ -156,7 +156,9 @@ class Follower:
         """Monotonic second at which the `count`-th record came."""
         deadline_s = time.monotonic() + timeout_s
         while self.seen < count:
-            for message in self._consumer.consume(500, timeout=0.05):
+            first = self._consumer.poll(0.05)
+            # `consume` comes back when it has so many or its time is over: with a time it would wait for more.
+            for message in [first, *self._consumer.consume(500, timeout=0)] if first is not None else []:
                 self.seen += message.error() is None
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f"{self.seen} of {count} records came")
