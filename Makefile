@@ -54,7 +54,7 @@ unit: $(DEV_STAMP)
 contract: $(DEV_STAMP)
 	$(BIN)/pytest -q tests/contract
 
-check: lint types  ## Lint, types, unit and contract tests, without a broker: a minute
+check: lint types  ## Lint, types, unit and contract tests, without a broker: a minute and a half
 	$(BIN)/pytest -q -n $(WORKERS) -m "not kafka" tests/unit tests/contract
 
 integration: $(DEV_STAMP)
