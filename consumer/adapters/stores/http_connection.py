@@ -77,16 +77,8 @@ class _DeadlineSocket(socket.socket):
         super().sendall(*args, **options)
 
 
-class _DeadlineTlsSocket(ssl.SSLSocket):
+class _DeadlineTlsSocket(_DeadlineSocket, ssl.SSLSocket):
     """The same over TLS."""
-
-    def recv_into(self, *args: Any, **options: Any) -> int:
-        self.settimeout(DEADLINE.left_s())
-        return super().recv_into(*args, **options)
-
-    def sendall(self, *args: Any, **options: Any) -> None:
-        self.settimeout(DEADLINE.left_s())
-        super().sendall(*args, **options)
 
 
 def tls_context(ca_file: str = "") -> ssl.SSLContext:
