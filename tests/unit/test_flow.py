@@ -522,15 +522,16 @@ def test_a_first_attempt_that_fails_after_its_lease_was_let_go_of_does_not_wait(
     rig.outcome(2)
 
 
+@pytest.mark.parametrize("value", [b"2", b"2|3|4|5"], ids=["one image", "several records"])
 @pytest.mark.parametrize("stage", ["decode", "batch"])
-def test_what_is_under_way_when_its_lease_ends_is_abandoned(rig: Rig, stage: str) -> None:
+def test_what_is_under_way_when_its_lease_ends_is_abandoned(rig: Rig, stage: str, value: bytes) -> None:
     gate = rig.decoder.gate if stage == "decode" else rig.runtime.gate
     gate.clear()
     if stage == "batch":
         rig.submit(b"1")
         assert rig.runtime.running.wait(5)
     ended = Lease(Partition("images", 9), epoch=1, topic_id="")
-    (sent,) = rig.submit(b"2", lease=ended)
+    (sent,) = rig.submit(value, lease=ended)
     rig.wait(lambda: rig.flow.oldest().keys() >= {stage}, f"the image in {stage}")
     ended.state = LeaseState.ENDED
     gate.set()
@@ -622,21 +623,6 @@ def test_after_an_abandoned_record_no_further_one_begins(rig: Rig) -> None:
     assert isinstance(rig.of(sent), Abandoned)
     assert rig.runtime.calls == []
     rig.budget.release(rig)
-
-
-@pytest.mark.parametrize("stage", ["decode", "batch"])
-def test_a_message_with_several_records_is_abandoned_when_its_lease_ends(rig: Rig, stage: str) -> None:
-    gate = rig.decoder.gate if stage == "decode" else rig.runtime.gate
-    gate.clear()
-    if stage == "batch":
-        rig.submit(b"1")
-        assert rig.runtime.running.wait(5)
-    ended = Lease(Partition("images", 9), epoch=1, topic_id="")
-    (sent,) = rig.submit(b"2|3|4|5", lease=ended)
-    rig.wait(lambda: rig.flow.oldest().keys() >= {stage}, f"an image in {stage}")
-    ended.state = LeaseState.ENDED
-    gate.set()
-    assert isinstance(rig.of(sent), Abandoned)
 
 
 def test_a_drain_finishes_a_message_whose_records_have_not_all_begun(rig: Rig) -> None:
