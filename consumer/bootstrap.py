@@ -7,7 +7,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from loguru import logger
 from consumer.clock import SystemClock
 from consumer.cpu import quota_cores
 from consumer.errors import ModelError, SettingsError, TopicMissing
+from consumer.extras import missing
 from consumer.flow import Flow
 from consumer.health import Health
 from consumer.kafka_properties import consumer_properties, producer_properties, service_properties
@@ -410,19 +410,12 @@ def build_flow(
 
 def _check_registry_extra() -> None:
     """Raises SettingsError where what reads by a schema registry is not installed."""
-    missing = [name for name in ("fastavro", "google.protobuf", "authlib") if not _installed(name)]
-    if missing:
+    absent = missing("fastavro", "google.protobuf", "authlib")
+    if absent:
         raise SettingsError(
-            f"schema_registry.url is set, and {', '.join(missing)} is not installed",
+            f"schema_registry.url is set, and {', '.join(absent)} is not installed",
             remedy="pip install 'ouzel[registry]'",
         )
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def open_registry(settings: Settings) -> "SchemaRegistryClient":

@@ -1,5 +1,6 @@
 """What stands between the settings and a schema registry's client."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -30,7 +31,7 @@ def test_without_a_registry_nothing_of_it_is_imported() -> None:
 
 
 def test_a_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "find_spec", lambda name: None if name == "fastavro" else object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fastavro" else object())
     with pytest.raises(SettingsError, match="fastavro") as caught:
         bootstrap.build_records(_settings(url="http://registry"))
     assert "ouzel[registry]" in caught.value.remedy

@@ -18,6 +18,7 @@ HEIGHTS = {
     "consumer.errors": 0,
     "consumer.headers": 0,
     "consumer.settings_tables": 0,
+    "consumer.extras": 0,
     "consumer.kafka_properties": 0,
     "consumer.log": 1,
     "consumer.messages": 1,
@@ -44,7 +45,7 @@ HEIGHTS = {
 }
 # The log's rate limits are for everyone who could write a flood.
 BELOW_ADAPTERS = frozenset(
-    {"consumer.errors", "consumer.headers", "consumer.messages", "consumer.ports", "consumer.log"}
+    {"consumer.errors", "consumer.extras", "consumer.headers", "consumer.messages", "consumer.ports", "consumer.log"}
 )
 WIRES = ("consumer.bootstrap", "consumer.service", "consumer.commands", "consumer.demo", "consumer.adapters")
 """Who may import adapters: who wires them, and the commands that are a thin face of one."""

@@ -4,7 +4,6 @@ obstore is imported here when the first bucket is opened; botocore when its cred
 """
 
 import asyncio
-import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 from consumer.adapters.stores.buckets import BucketRules
 from consumer.adapters.stores.object_store import ObjectStore
 from consumer.errors import SettingsError
+from consumer.extras import missing
 
 if TYPE_CHECKING:
     from obstore.store import AzureConfig, ClientConfig, GCSConfig, RetryConfig, S3Config, S3Credential, S3Store
@@ -213,7 +213,7 @@ class _AwsChain:
 
 def need(extra: str, *modules: str) -> None:
     """Raises `SettingsError` with the command that installs an extra whose modules are not there."""
-    if any(importlib.util.find_spec(module) is None for module in modules):
+    if missing(*modules):
         raise SettingsError(
             f"the settings have [stores.{extra}], and what it needs is not installed",
             remedy=f"pip install 'ouzel[{extra}]', or empty the list of its buckets",

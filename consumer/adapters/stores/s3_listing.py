@@ -5,13 +5,13 @@ Not by obstore, which the images are fetched with: its listing ends in an error 
 request brings a thousand keys.
 """
 
-import importlib.util
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from consumer.errors import BucketFailed, Fatal, SettingsError
+from consumer.extras import missing
 
 if TYPE_CHECKING:
     from consumer.adapters.stores.clouds import Endpoint, S3Access
@@ -98,7 +98,7 @@ class S3Listing:
 
 def need_extra(extra: str, module: str, purpose: str) -> None:
     """Raises `SettingsError` with what to install, where the module is not there."""
-    if importlib.util.find_spec(module) is None:
+    if missing(module):
         raise SettingsError(f"{purpose} needs what is not installed", remedy=f"pip install 'ouzel[{extra}]'")
 
 
