@@ -25,7 +25,7 @@ RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation . \
     && python -m pip uninstall --yes --quiet hatchling editables pip setuptools
 # The default model, built now so that a replica starts from a read-only file system without building it.
 RUN XDG_CACHE_HOME=/opt/ouzel/cache CUDA_VISIBLE_DEVICES= \
-    python -c "from consumer.bootstrap import load_model; from consumer.settings import Settings; load_model(Settings())"
+    python -c "from consumer.bootstrap_model import load_model; from consumer.settings import Settings; load_model(Settings())"
 
 # --- what is installed, for NVIDIA GPUs -----------------------------------------------------------------------------
 # CUDA comes with the Python packages; the host needs its driver and the NVIDIA container toolkit.
@@ -39,7 +39,7 @@ COPY consumer consumer
 RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation . \
     && python -m pip uninstall --yes --quiet hatchling editables pip setuptools
 RUN XDG_CACHE_HOME=/opt/ouzel/cache CUDA_VISIBLE_DEVICES= \
-    python -c "from consumer.bootstrap import load_model; from consumer.settings import Settings; load_model(Settings())"
+    python -c "from consumer.bootstrap_model import load_model; from consumer.settings import Settings; load_model(Settings())"
 
 # --- what runs ------------------------------------------------------------------------------------------------------
 FROM ${BASE_IMAGE} AS runtime

@@ -83,17 +83,19 @@ $(AUDIT_STAMP): requirements-audit.lock
 audit: $(DEV_STAMP) $(AUDIT_STAMP)  ## Security rules, vulnerabilities, licences, SBOM; offline: ADVISORIES=DIR
 	$(BIN)/python -m scripts.audit --tools $(AUDIT)/bin $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
+# The largest first: what it settles holds for the others, so that what is tested is what is installed.
+COMPILE := uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet
 lock:  ## Resolve the lock files anew (needs uv)
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
-	  pyproject.toml --extra tensorflow --extra s3 --extra demo --group build --output-file requirements.lock
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
-	  pyproject.toml --extra tensorflow --extra s3 --extra inventory --extra registry --extra demo --group build --group dev \
-	  --constraints requirements.lock --output-file requirements-dev.lock
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
-	  pyproject.toml --extra gpu --extra s3 --extra demo --group build \
+	$(COMPILE) pyproject.toml --extra tensorflow --extra openvino --extra onnxruntime --extra litert --extra optimize \
+	  --extra wandb --extra s3 --extra inventory --extra registry --extra demo --group build --group dev \
+	  --output-file requirements-dev.lock
+	$(COMPILE) pyproject.toml --extra tensorflow --extra openvino --extra wandb --extra s3 --extra demo --group build \
+	  --constraints requirements-dev.lock --output-file requirements.lock
+	$(COMPILE) pyproject.toml --extra openvino --extra wandb --extra s3 --group build \
+	  --constraints requirements-dev.lock --output-file requirements-openvino.lock
+	$(COMPILE) pyproject.toml --extra gpu --extra wandb --extra s3 --extra demo --group build \
 	  --constraints requirements.lock --output-file requirements-gpu.lock
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet \
-	  --python-version 3.11 --group pyproject.toml:audit --output-file requirements-audit.lock
+	$(COMPILE) --python-version 3.11 --group pyproject.toml:audit --output-file requirements-audit.lock
 
 image:  ## Build the container image and try it (docker, else buildah and debootstrap as root)
 	scripts/build_image.sh

@@ -26,7 +26,7 @@ from PIL import Image
 
 from benchmarks.replicas import BirdModel, Follower, broker, fill, replica
 from benchmarks.s3_clients import static_server
-from consumer import bootstrap
+from consumer import bootstrap_model
 from consumer.cpu import quota_cores
 from consumer.settings import Settings
 from consumer.stages.batch import padded_sizes
@@ -141,7 +141,7 @@ class _InProcess:
     """What one would write without Kafka: decode in threads, infer in batches, the next batch decoded meanwhile."""
 
     def __init__(self, settings: Settings) -> None:
-        self._model = bootstrap.load_model(settings)
+        self._model = bootstrap_model.load_model(settings)
         self._size = settings.batch.max_size
         self._model.runtime.warm_up(padded_sizes(self._size))
 
@@ -275,7 +275,7 @@ class _PlainScript:
         if settings.model.source == "default":
             from consumer.adapters.default_model import default_model
 
-            found = default_model(bootstrap.cache_folder(), threads=quota_cores())
+            found = default_model(bootstrap_model.cache_folder(), threads=quota_cores())
             self._folder, self._range = str(found.folder), (127.0, 128.0)
         else:
             self._folder, self._range = settings.model.source, (0.0, 255.0)

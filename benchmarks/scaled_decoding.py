@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from consumer import bootstrap
+from consumer import bootstrap_model
 from consumer.adapters import image as decoding
 from consumer.adapters.image import PillowDecoder
 from consumer.settings import Settings
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     model_settings = {"source": options.model, "labels": options.labels, "device": "cpu"}
     settings = Settings.model_validate({"model": model_settings})
-    model = bootstrap.load_model(settings)
+    model = bootstrap_model.load_model(settings)
     model.runtime.warm_up([1])
     default = options.model == "default"
     height, width = model.runtime.input_size

@@ -8,13 +8,14 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from consumer.bootstrap_model import Model
 from consumer.clock import SystemClock
 from consumer.cpu import quota_cores
-from consumer.errors import ModelError, SettingsError, TopicMissing
+from consumer.errors import SettingsError, TopicMissing
 from consumer.extras import missing
 from consumer.flow import Flow
 from consumer.health import Health
@@ -27,14 +28,10 @@ from consumer.ports import (
     Clock,
     EventEncoder,
     GroupView,
-    ImageDecoder,
     ImageStore,
-    Labels,
     MessageSource,
-    ModelRuntime,
     RecordDecoder,
     ResultSink,
-    SandboxedDecoder,
 )
 from consumer.settings import Settings
 from consumer.settings_tables import FetchCacheSettings, HttpStoreSettings
@@ -59,23 +56,7 @@ if TYPE_CHECKING:
     from consumer.adapters.stores.s3_listing import S3Listing
 
 _FLUSH_S = 2.0  # after a drain nothing is under way, or its deadline has passed
-# What decoding may take at most: floating-point samples are stretched in six arrays of four bytes a pixel, the message
-# is there as JSON, base64 and bytes, and libraries map themselves.
-_DECODE_BYTES_A_PIXEL = 32
-_DECODE_BODIES = 4
-_DECODE_MORE_BYTES = 256 * 1024 * 1024
 DEFAULT_MAX_POLL_INTERVAL_MS = 300_000  # librdkafka's own
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model that is loaded, and what goes with it."""
-
-    runtime: ModelRuntime
-    labels: Labels
-    decoder: ImageDecoder
-    sandbox: SandboxedDecoder
-    """The same decoder in a child process, for suspects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,136 +69,6 @@ class Ports:
     stores: Sequence[ImageStore]
     model: Model
     encoder: EventEncoder = field(default_factory=JsonEncoder)
-
-
-# --- the model ------------------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Where models are kept: the user's cache (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ouzel"
-
-
-def state_folder() -> Path:
-    """Where a command notes how far it is: the user's state (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "ouzel"
-
-
-def load_model(settings: Settings, *, progress: Callable[[float, str], None] | None = None) -> Model:
-    """Load the model that the settings name; not warm yet.
-
-    Raises:
-        ModelError: absent, unreadable, or its runtime is not installed.
-        DeviceMissing: a GPU was asked for and is not there.
-    """
-    from consumer.adapters.image import PillowDecoder
-    from consumer.adapters.labels import load_labels, no_labels
-    from consumer.adapters.model_digest import file_sha256
-
-    model = settings.model
-    weights: Mapping[str, str] | None = None
-    if model.runtime == "tensorflow" and model.source == "default":
-        settings, weights = _with_default_model(settings, progress)
-        model = settings.model
-    labels_file = Path(model.labels) if model.labels else None
-    preprocessing: dict[str, object] = {
-        "resize": model.resize,
-        "crop": model.crop,
-        **settings.decode.model_dump(exclude={"deadline_ms"}),
-    }
-    if labels_file is not None and not labels_file.is_file():
-        raise ModelError(f"{labels_file}: no such label file", remedy="set model.labels to a label file")
-    labels_digest = file_sha256(labels_file) if labels_file is not None else ""
-    runtime = _runtime(settings, labels_digest, preprocessing, weights)
-    labels = load_labels(labels_file, runtime.class_count) if labels_file is not None else no_labels()
-    arguments: dict[str, Any] = {
-        "input_size": runtime.input_size,
-        "resize": model.resize,
-        "crop": model.crop,
-        "max_pixels": settings.input.max_pixels,
-        "formats": settings.input.formats,
-        "background": settings.decode.background,
-        "icc": settings.decode.icc,
-        "jpeg_scaled": settings.decode.jpeg_scaled,
-    }
-    sandbox = sandboxed(settings, "consumer.adapters.image:PillowDecoder", arguments)
-    return Model(runtime, labels, PillowDecoder(**arguments), sandbox)
-
-
-def sandboxed(settings: Settings, factory: str, arguments: Mapping[str, Any]) -> SandboxedDecoder:
-    """The decoder that `factory` (`module:callable`) makes of these arguments, in a child process that starts with its
-    first image."""
-    from consumer.adapters import decode_sandbox
-
-    return decode_sandbox.SandboxedDecoder(
-        factory,
-        arguments,
-        input_size=arguments["input_size"],
-        memory_bytes=settings.input.max_pixels * _DECODE_BYTES_A_PIXEL
-        + settings.stores.max_image_bytes * _DECODE_BODIES
-        + _DECODE_MORE_BYTES,
-        deadline_s=settings.decode.deadline_ms / 1000,
-    )
-
-
-def _with_default_model(
-    settings: Settings, progress: Callable[[float, str], None] | None
-) -> tuple[Settings, Mapping[str, str]]:
-    """The settings that the default model needs, and what its digest covers: TensorFlow numbers what it saves by what
-    the process did before, so the files differ from build to build while the model is the same."""
-    from consumer.adapters.default_model import default_model
-
-    found = default_model(
-        cache_folder(),
-        threads=settings.model.threads or quota_cores(),
-        device=settings.model.device,
-        progress=progress or (lambda _share, _what: None),
-    )
-    model = settings.model.model_copy(
-        update={
-            "source": str(found.folder),
-            "labels": str(found.labels),
-            "name": settings.model.name or found.name,
-            "version": settings.model.version or found.version,
-            "input_range": list(found.input_range),
-            "mean": list(found.mean),
-            "std": list(found.std),
-            "resize": found.resize,
-            "crop": found.crop,
-        }
-    )
-    return settings.model_copy(update={"model": model}), found.weights
-
-
-def _runtime(
-    settings: Settings, labels_digest: str, preprocessing: dict[str, object], weights: Mapping[str, str] | None
-) -> ModelRuntime:
-    model = settings.model
-    if model.runtime == "null":
-        from consumer.adapters.runtimes.null_runtime import NullRuntime
-
-        return NullRuntime(
-            name=model.name, version=model.version, labels_digest=labels_digest, preprocessing=preprocessing
-        )
-    from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
-
-    return TensorFlowRuntime(
-        Path(model.source),
-        threads=model.threads or quota_cores(),
-        signature=model.signature,
-        device=model.device,
-        input_range=model.input_range,
-        mean=model.mean,
-        std=model.std,
-        output=model.output,
-        name=model.name,
-        version=model.version,
-        labels_digest=labels_digest,
-        weights=weights,
-        preprocessing=preprocessing,
-    )
 
 
 # --- the flow -------------------------------------------------------------------------------------------------------

@@ -23,14 +23,20 @@ OuzelError
 │   │   └── StoreBusy       our own bounds leave no room at the store: no failed attempt
 │   ├── SchemaUnavailable   the schema registry that does not give the schema of a message for now
 │   ├── SchemaNotLoaded     the schema of a message that has to be asked for first
+│   ├── ModelsUnavailable   the registry of models that does not answer for now
 │   └── OutputUnavailable   the output topic that cannot be written for now
 └── Fatal                   the process ends: own exit code, a remedy, nothing committed past it
     ├── SettingsError       2
     ├── ModelError          3   absent, unreadable, or not one we can run
-    ├── DeviceMissing       3   a GPU that was asked for and is not there
+    │   ├── DeviceMissing   3   a GPU that was asked for and is not there
+    │   ├── ModelNotFound   3   no such model, version or alias
+    │   ├── ModelCorrupt    3   its bytes are not those of its manifest, or of the pin
+    │   ├── ModelRefused    3   an optimised variant whose labels do not agree, or not surely
+    │   └── CannotRun       3   a runtime that is not installed, or not for this model or machine
     ├── RuntimeStuck        4   a model call past its deadline: it cannot be cancelled
     ├── BrokerUnreachable   5
     ├── RegistryUnreachable 5
+    ├── ModelSourceUnreachable 5  the model's registry does not answer, and nothing of it is in the cache
     ├── TopicMissing        6
     ├── SchemaMissing       6   a schema that nobody has registered
     ├── NotAuthorized       7
@@ -170,6 +176,10 @@ class SchemaNotLoaded(Retryable):
         self.schema = schema
 
 
+class ModelsUnavailable(Retryable):
+    """The registry of models cannot be asked, or does not deliver, for now."""
+
+
 class OutputUnavailable(Retryable):
     """The output topic cannot be written for now."""
 
@@ -200,6 +210,22 @@ class DeviceMissing(ModelError):
     """A GPU that `model.device` asks for and that is not there."""
 
 
+class ModelNotFound(ModelError):
+    """No such model, version or alias where `model.source` says."""
+
+
+class ModelCorrupt(ModelError):
+    """A model whose bytes are not those that its manifest lists, or not those that were pinned."""
+
+
+class ModelRefused(ModelError):
+    """An optimised variant whose labels do not agree with its parent's, or on too few images to tell."""
+
+
+class CannotRun(ModelError):
+    """A runtime that is not installed, or that cannot run this model, in its precision, on this machine."""
+
+
 class RuntimeStuck(Fatal):
     """A model call past its deadline. It cannot be cancelled, so the process ends with nothing committed past it."""
 
@@ -214,6 +240,12 @@ class BrokerUnreachable(Fatal):
 
 class RegistryUnreachable(Fatal):
     """The schema registry at `schema_registry.url` does not answer, or not as one."""
+
+    exit_code = 5
+
+
+class ModelSourceUnreachable(Fatal):
+    """The registry of `model.source` does not answer, and the cache holds nothing of it to start with."""
 
     exit_code = 5
 

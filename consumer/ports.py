@@ -6,6 +6,7 @@ Each Protocol states what blocks, what is raised and from which thread it may be
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -327,6 +328,98 @@ class MessageParser(Protocol):
         Raises `MalformedMessage`, `ReferenceRefused`, or `ImageTooLarge` for inline bytes; `SchemaNotLoaded` for a
         message that cannot be read before a `RecordDecoder` has loaded its schema; nothing else.
         """
+        ...
+
+
+# --- the registry of models -----------------------------------------------------------------------------------------
+
+BytesMoved = Callable[[int, int | None], None]
+"""Told the bytes that were moved so far, and of how many, where that is known. Any thread; must not block."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One version of a model in its registry. A version's files never change."""
+
+    version: str
+    """The registry's own name of it: `3`, of W&B `v3`."""
+    digest: str = ""
+    """`sha256:` and hex of the manifest, where the registry knows it without a download; else empty."""
+    aliases: tuple[str, ...] = ()
+    created_at: str = ""
+    """RFC 3339 UTC; empty where the registry does not say."""
+    size_bytes: int | None = None
+    gate: str = ""
+    """`model_spec.GateStatus`, where the registry knows it without a download; else empty."""
+
+
+class ModelRegistry(Protocol):
+    """The versions of one model, where they are kept. Blocks its caller, within the own deadline. Any thread, one
+    call at a time.
+
+    Every method raises `ModelsUnavailable` where no answer comes, or one that may be better later; `ModelNotFound`
+    where there is no such model, version or alias; `NotAuthorized` where the registry knows us not. No other type.
+    """
+
+    def versions(self) -> Sequence[ModelVersion]:
+        """All of them, the newest first."""
+        ...
+
+    def resolve(self, alias: str) -> ModelVersion:
+        """The version that an alias, or a version's own name, stands for now; `latest` is the newest. Cheap: replicas
+        ask often."""
+        ...
+
+    def download(self, version: ModelVersion, into: Path, moved: BytesMoved) -> None:
+        """Every file of a version into an empty folder. Not verified: the caller does.
+
+        Raises also OSError: the folder cannot be written, for example as the disk is full.
+        """
+        ...
+
+    def upload(self, folder: Path, *, aliases: Sequence[str], moved: BytesMoved) -> ModelVersion:
+        """A verified artifact as a new version, complete before anybody sees it. Bytes that are there already (the same
+        digest) are no new version; that one is returned, with the aliases added."""
+        ...
+
+    def point(self, alias: str, version: str) -> str:
+        """Have an alias stand for a version; returns the one that it stood for before, empty for none. What an alias
+        stood for is kept, for `roll_back`."""
+        ...
+
+    def roll_back(self, alias: str) -> ModelVersion:
+        """Have an alias stand for the version that it stood for before, and return that.
+
+        Raises also `ModelNotFound`: it stood for no other.
+        """
+        ...
+
+
+# --- a run's notebook -----------------------------------------------------------------------------------------------
+
+
+class RunTracker(Protocol):
+    """Where a replica's figures are noted over time. Every method returns at once, whatever the other side does; what
+    it cannot take is dropped and counted. Any thread."""
+
+    def figures(self, values: Mapping[str, float]) -> None:
+        """Figures of the interval that ends now, by name."""
+        ...
+
+    def distribution(self, name: str, counts: Mapping[str, int]) -> None:
+        """How often each of some names came in the interval that ends now."""
+        ...
+
+    def image(self, body: bytes, row: Mapping[str, object]) -> None:
+        """One sampled image, encoded, with what was said of it."""
+        ...
+
+    def model(self, info: ModelInfo, source: str) -> None:
+        """The model that labels from now on, and where it came from."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Send what is held, within `timeout_s`, and end. Idempotent."""
         ...
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from loguru import logger
 
-from consumer import __version__, bootstrap
+from consumer import __version__, bootstrap, bootstrap_model
 from consumer.adapters.health_server import HealthServer
 from consumer.clock import SystemClock
 from consumer.errors import Fatal, RangeUnfinished
@@ -63,7 +63,7 @@ def run_service(
                 logger.info("nothing is left of this range")
                 return
         encoder = bootstrap.build_encoder(settings)
-        model = bootstrap.load_model(settings, progress=_say_progress)
+        model = bootstrap_model.load_model(settings, progress=_say_progress)
         ports = wrap(bootstrap.open_ports(settings, model, view, encoder, tell_ends=relabel is not None))
         service = bootstrap.Service(
             settings, ports, metrics=metrics, health=health, resume=resume, parts=parts, on_progress=on_progress

@@ -38,7 +38,10 @@ from consumer.settings_tables import (
     Section,
     Settings,
     StoresSettings,
+    SwapSettings,
     TopicSettings,
+    TrackingSettings,
+    WandbSettings,
 )
 
 __all__ = [
@@ -72,7 +75,10 @@ __all__ = [
     "Section",
     "Settings",
     "StoresSettings",
+    "SwapSettings",
     "TopicSettings",
+    "TrackingSettings",
+    "WandbSettings",
     "default_of",
     "load",
     "load_with_sources",

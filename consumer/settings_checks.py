@@ -114,12 +114,6 @@ def _kafka(settings: Settings) -> Iterator[Conflict]:
 
 def _model(settings: Settings) -> Iterator[Conflict]:
     model = settings.model
-    if model.source != "default" and model.runtime != "null" and not model.labels:
-        yield Conflict(
-            ("model.labels", "model.source"),
-            "is empty, and a model of your own has no names for its classes without it",
-            'give the file: CSV "id,name" in any order, or one name a line',
-        )
     if model.input_range[0] == model.input_range[1]:
         fix = "give what pixel values 0 and 255 become, such as [0.0, 1.0]"
         yield Conflict(("model.input_range",), "makes every pixel the same", fix)

@@ -78,12 +78,12 @@ class ModelSettings(Section):
     """[model]"""
 
     source: str = "default"
-    """`default`, or the folder of a SavedModel."""
+    """`default`, a folder, `file://`, `s3://` or `wandb-artifact://`, with `:ALIAS` and `@sha256:...` if wanted."""
     name: str = ""
     version: str = ""
     labels: str = ""
     """CSV `id,name` in any order, or one name a line."""
-    runtime: Literal["tensorflow", "null"] = "tensorflow"
+    runtime: Literal["auto", "tensorflow", "openvino", "onnxruntime", "litert", "null"] = "auto"
     device: str = "auto"
     """`auto`, `cpu`, `gpu:0`, ..."""
     signature: str = ""
@@ -101,6 +101,47 @@ class ModelSettings(Section):
     infer_deadline_ms: Milliseconds = 120_000
     threads: Annotated[int, Field(ge=0)] = 0
     """0: as many as the cgroup's quota has cores."""
+    allow_provisional: bool = False
+    download_deadline_ms: Annotated[int, Field(ge=1_000)] = 600_000
+    cache_versions: Count = 3
+    """Versions of a model that the cache keeps."""
+
+
+class SwapSettings(Section):
+    """[swap]: how a new version of the model goes live in a running replica."""
+
+    watch_interval_ms: Annotated[int, Field(ge=0)] = 60_000
+    """0: only SIGHUP has the replica look."""
+    min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.95
+    shadow_images: Annotated[int, Field(ge=0)] = 500
+    cpu_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
+    shadow_topic: str = ""
+    """Empty: what the candidate says goes to no topic."""
+
+
+class WandbSettings(Section):
+    """[wandb]: the W&B server that models come from and runs go to."""
+
+    base_url: str = ""
+    """Empty: W&B's own cloud, or what WANDB_BASE_URL says."""
+    api_key: SecretStr = SecretStr("")
+    """Empty: what WANDB_API_KEY or a netrc file says."""
+    timeout_ms: Annotated[int, Field(ge=100)] = 10_000
+
+
+class TrackingSettings(Section):
+    """[tracking]: a W&B run for each replica."""
+
+    enabled: bool = False
+    mode: Literal["online", "offline"] = "online"
+    project: str = "ouzel"
+    entity: str = ""
+    folder: str = ""
+    """Where runs are written; empty: the user's state folder."""
+    interval_ms: Annotated[int, Field(ge=1_000)] = 30_000
+    images_per_interval: Annotated[int, Field(ge=0, le=100)] = 0
+    image_max_bytes: Bytes = 256 * 1024
+    finish_timeout_ms: Milliseconds = 5_000
 
 
 class FileStoreSettings(Section):
@@ -309,6 +350,9 @@ class Settings(Section):
     batch: BatchSettings = BatchSettings()
     pipeline: PipelineSettings = PipelineSettings()
     model: ModelSettings = ModelSettings()
+    swap: SwapSettings = SwapSettings()
+    wandb: WandbSettings = WandbSettings()
+    tracking: TrackingSettings = TrackingSettings()
     stores: StoresSettings = StoresSettings()
     input: InputSettings = InputSettings()
     output: OutputSettings = OutputSettings()

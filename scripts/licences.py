@@ -15,7 +15,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "licences.md"
-LOCKS = {"run": "requirements.lock", "gpu": "requirements-gpu.lock", "dev": "requirements-dev.lock"}
+LOCKS = {
+    "run": "requirements.lock",
+    "openvino": "requirements-openvino.lock",
+    "gpu": "requirements-gpu.lock",
+    "dev": "requirements-dev.lock",
+}
 AUDIT_LOCK = "requirements-audit.lock"
 
 ALLOWED = frozenset(
@@ -39,6 +44,7 @@ _SAID = {
     "bsd": "BSD-3-Clause",
     "bsd 3-clause": "BSD-3-Clause",
     "bsd license": "BSD-3-Clause",
+    "bsd-2-clause": "BSD-2-Clause",
     "bsd-3-clause": "BSD-3-Clause",
     "isc license": "ISC",
     "isc license (iscl)": "ISC",
@@ -46,6 +52,7 @@ _SAID = {
     "mit license": "MIT",
     "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
     "mpl-2.0": "MPL-2.0",
+    "mpl-2.0 and mit": "MPL-2.0 AND MIT",
     "apache-2.0": "Apache-2.0",
     "nvidia proprietary software": "LicenseRef-NVIDIA-Proprietary",
     "python software foundation license": "PSF-2.0",
@@ -60,8 +67,8 @@ _HEAD = """# Licences
 
 What Ouzel installs, and under which licence; written by `python -m scripts.licences --write` from the packages' own
 metadata, and held against the lock files by `make audit` and [a test](../tests/unit/test_licences.py). *run* is
-`requirements.lock`, *gpu* `requirements-gpu.lock`, *dev* what only tests and builds need. Ouzel itself is
-[Apache-2.0](../LICENSE). None of them is copied into this repository; the container image carries those of *run* with
+`requirements.lock`, *openvino* `requirements-openvino.lock`, *gpu* `requirements-gpu.lock`, *dev* what only tests and
+builds need. Ouzel itself is [Apache-2.0](../LICENSE). None of them is copied into this repository; the container image carries those of *run* with
 their licence texts.
 
 """
@@ -83,7 +90,7 @@ def normal(name: str) -> str:
 
 
 def locked() -> Mapping[str, str]:
-    """Every locked package and who uses it: `run`, `gpu`, `dev`, with commas between."""
+    """Every locked package and who uses it: `run`, `openvino`, `gpu`, `dev`, with commas between."""
     found: dict[str, list[str]] = {}
     for used_by, file in LOCKS.items():
         # A set: a package may be locked in several versions, one for each Python.

@@ -3,7 +3,8 @@
 import sys
 from dataclasses import replace
 
-from consumer.bootstrap import Ports, sandboxed
+from consumer.bootstrap import Ports
+from consumer.bootstrap_model import sandboxed
 from consumer.errors import Fatal
 from consumer.service import end_service, run_service
 from consumer.settings import load

@@ -85,7 +85,7 @@ class _Counted:
 
 def _classified(settings: "Settings", images: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     """A row for each (name, URI), in their order, as soon as it and all before it are done."""
-    from consumer import bootstrap
+    from consumer import bootstrap, bootstrap_model
     from consumer.adapters.stores.file_store import FileStore
     from consumer.clock import SystemClock
     from consumer.log import configure
@@ -98,7 +98,7 @@ def _classified(settings: "Settings", images: list[tuple[str, str]]) -> Iterator
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
     budget = ByteBudget(settings.pipeline.max_in_flight_bytes)
     with _progress(len(images)) as (say, advance):
-        model = bootstrap.load_model(settings, progress=lambda _share, what: say(what))
+        model = bootstrap_model.load_model(settings, progress=lambda _share, what: say(what))
         flow = bootstrap.build_flow(
             settings,
             model,

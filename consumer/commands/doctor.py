@@ -273,7 +273,7 @@ _PHOTOGRAPH = Path(__file__).resolve().parent.parent / "data" / "photographs" / 
 def _model(settings: "Settings") -> Iterator[Finding]:
     import numpy as np
 
-    from consumer.bootstrap import load_model
+    from consumer.bootstrap_model import load_model
 
     began_s = time.monotonic()
     model = load_model(settings)
@@ -358,7 +358,7 @@ _TOO_LOW_BYTES = 100 * 1024**2
 
 
 def _disk(settings: "Settings") -> Iterator[Finding]:
-    from consumer.bootstrap import cache_folder
+    from consumer.bootstrap_model import cache_folder
 
     folders = {"models": cache_folder()}
     if settings.log.file:

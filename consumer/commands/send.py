@@ -223,7 +223,7 @@ def _bookmark(
     about: dict[str, str], state: Path | None, *, resume: bool, dry_run: bool
 ) -> "tuple[Bookmark | None, Any]":
     """The bookmark, and where the source goes on. A dry run looks at it and leaves it as it is."""
-    from consumer.bootstrap import state_folder
+    from consumer.bootstrap_model import state_folder
     from consumer.commands._bookmark import Bookmark, default_path, place_in
 
     path = state or default_path(state_folder(), about)

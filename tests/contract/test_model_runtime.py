@@ -16,7 +16,8 @@ from loguru import logger
 from consumer.adapters.default_model import DefaultModel, default_model
 from consumer.adapters.image import PillowDecoder
 from consumer.adapters.labels import load_labels
-from consumer.adapters.model_digest import file_sha256
+from consumer.adapters.models.package import BareModel, open_bare
+from consumer.adapters.models.saved_model import read_signature
 from consumer.adapters.runtimes.null_runtime import NullRuntime
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
 from consumer.errors import DeviceMissing, ModelError
@@ -30,8 +31,10 @@ BIRD = Path(os.environ.get("OUZEL_TEST_BIRD", ROOT.parent / "shared" / "bird"))
 pytestmark = pytest.mark.tensorflow
 
 
-def tensorflow_runtime(folder: Path, **options: Any) -> TensorFlowRuntime:
-    return TensorFlowRuntime(folder, **{"threads": 2, "device": "cpu", **options})
+def tensorflow_runtime(folder: Path, *, device: str = "cpu", **described: Any) -> TensorFlowRuntime:
+    """Of a bare SavedModel, described by `BareModel`'s fields; `decode` are settings of decoding."""
+    decode = described.pop("decode", {})
+    return TensorFlowRuntime(open_bare(folder, BareModel(**described), decode=decode), threads=2, device=device)
 
 
 @pytest.fixture(scope="session")
@@ -187,7 +190,7 @@ def test_what_was_found_is_said_at_info(options: dict[str, Any], words: tuple[st
 
 
 def test_an_output_that_is_set_is_not_detected() -> None:
-    assert "gives logits (model.output)" in said(lambda: tensorflow_runtime(tiny_model(), output="logits"))
+    assert "gives logits (as it says)" in said(lambda: tensorflow_runtime(tiny_model(), output="logits"))
 
 
 def test_one_probability_for_each_class_is_kept_and_said(tmp_path: Path) -> None:
@@ -231,7 +234,7 @@ def test_a_score_that_is_no_number_fails_the_batch_and_not_the_next(tmp_path: Pa
 
 
 def test_the_signature_is_the_only_one_where_there_is_no_default() -> None:
-    assert tensorflow_runtime(tiny_model(signature="birds")).signature.name == "birds"
+    assert read_signature(tiny_model(signature="birds")).name == "birds"
 
 
 def test_a_model_with_a_table_keeps_it(tmp_path: Path) -> None:
@@ -314,7 +317,7 @@ def test_several_signatures_without_a_default_ask_for_the_setting(tmp_path: Path
     message = refused(tmp_path)
     assert "which signature? It has: first, second" in message
     assert "model.signature" in message
-    assert tensorflow_runtime(tmp_path, signature="second", output="probabilities").signature.name == "second"
+    assert read_signature(tmp_path, "second").name == "second"
 
 
 def test_several_outputs_are_refused_by_name(tmp_path: Path) -> None:
@@ -389,13 +392,18 @@ def test_a_batch_that_the_model_cannot_run_fails_the_warm_up(tmp_path: Path) -> 
 # --- the digest (I7) ------------------------------------------------------------------------------------------------
 
 
-def test_the_digest_covers_weights_labels_and_preprocessing() -> None:
+def labels_file(folder: Path) -> Path:
+    (folder / "labels.csv").write_text("".join(f"{index},class {index}\n" for index in range(10)))
+    return folder / "labels.csv"
+
+
+def test_the_digest_covers_weights_labels_and_preprocessing(tmp_path: Path) -> None:
     variants: list[tuple[Path, dict[str, Any]]] = [
         (tiny_model(), {}),
         (tiny_model(seed=8), {}),
-        (tiny_model(), {"labels_digest": "ab" * 32}),
-        (tiny_model(), {"preprocessing": {"resize": "bicubic"}}),
-        (tiny_model(), {"preprocessing": {"resize": "bilinear"}}),
+        (tiny_model(), {"labels": labels_file(tmp_path)}),
+        (tiny_model(), {"resize": "bicubic"}),
+        (tiny_model(), {"decode": {"icc": "srgb"}}),
         (tiny_model(), {"input_range": (-1, 1)}),
         (tiny_model(), {"mean": (0.5,)}),
         (tiny_model(), {"std": (0.5,)}),
@@ -435,9 +443,11 @@ import sys
 from pathlib import Path
 from loguru import logger
 logger.remove()
+from consumer.adapters.models.package import BareModel, open_bare
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
+package = open_bare(Path(sys.argv[1]), BareModel())
 assert "tensorflow" not in sys.modules
-runtime = TensorFlowRuntime(Path(sys.argv[1]), threads=1, device="cpu")
+runtime = TensorFlowRuntime(package, threads=1, device="cpu")
 runtime.warm_up([1, 2])
 import tensorflow as tf
 threading = tf.config.threading
@@ -452,10 +462,11 @@ def test_a_missing_tensorflow_is_an_error_with_the_command() -> None:
 import sys
 from pathlib import Path
 sys.modules["tensorflow"] = None
+from consumer.adapters.models.package import BareModel, open_bare
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
 from consumer.errors import ModelError
 try:
-    TensorFlowRuntime(Path(sys.argv[1]), threads=1)
+    TensorFlowRuntime(open_bare(Path(sys.argv[1]), BareModel()), threads=1)
 except ModelError as error:
     print(error, "|", error.remedy)
 """
@@ -499,7 +510,7 @@ def test_the_default_model_knows_what_the_photographs_show(
 def bird_runtime() -> ModelRuntime:
     if not BIRD.is_dir():
         pytest.skip(f"bird data is not at {BIRD}; OUZEL_TEST_BIRD says where it is")
-    return tensorflow_runtime(BIRD / "model", labels_digest=file_sha256(BIRD / "labelmap.csv"))
+    return tensorflow_runtime(BIRD / "model", labels=BIRD / "labelmap.csv")
 
 
 def test_the_bird_model_gives_its_expected_labels(bird_runtime: ModelRuntime) -> None:

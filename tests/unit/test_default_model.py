@@ -12,7 +12,7 @@ import pytest
 import consumer.adapters.default_model as subject
 from consumer.adapters.default_model import DefaultModel, default_model, read_weights
 from consumer.adapters.model_digest import file_sha256
-from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
+from consumer.adapters.models.package import BareModel, open_bare
 from consumer.errors import ModelError
 
 pytestmark = pytest.mark.tensorflow
@@ -55,7 +55,7 @@ def test_nothing_is_left_over_and_nothing_can_be_written(model: DefaultModel, ca
 
 def test_two_builds_are_one_model_to_a_reader_of_labels(model: DefaultModel, tmp_path: Path) -> None:
     def digest(built: DefaultModel) -> str:
-        return TensorFlowRuntime(built.folder, threads=2, device="cpu", weights=built.weights).info.digest
+        return open_bare(built.folder, BareModel(weights=built.weights)).digest
 
     assert digest(model) == digest(build(tmp_path))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from consumer import bootstrap
-from consumer.bootstrap import cache_folder
+from consumer import bootstrap_model
+from consumer.bootstrap_model import cache_folder
 from consumer.commands import doctor, topics
 from consumer.settings import (
     FileStoreSettings,
@@ -101,7 +101,7 @@ def test_a_registry_is_asked_what_the_service_will_ask() -> None:
 
 def test_a_sandbox_that_cannot_be_started_is_told_before_it_is_needed() -> None:
     def findings(factory: str) -> list[doctor.Finding]:
-        sandbox = bootstrap.sandboxed(Settings(), factory, {"input_size": (32, 32)})
+        sandbox = bootstrap_model.sandboxed(Settings(), factory, {"input_size": (32, 32)})
         return list(doctor._guarded("sandbox", lambda: doctor._sandbox(sandbox)))
 
     assert [finding.result for finding in findings("consumer.adapters.image:PillowDecoder")] == ["pass"]

@@ -22,6 +22,7 @@ HEIGHTS = {
     "consumer.kafka_properties": 0,
     "consumer.log": 1,
     "consumer.messages": 1,
+    "consumer.model_spec": 1,
     "consumer.metrics": 2,
     "consumer.ports": 2,
     "consumer.clock": 2,
@@ -35,6 +36,7 @@ HEIGHTS = {
     "consumer.flow": 5,
     "consumer.pipeline": 5,
     "consumer.health": 6,
+    "consumer.bootstrap_model": 6,
     "consumer.bootstrap": 7,
     "consumer.service": 8,
     "consumer.console": 8,
@@ -45,21 +47,37 @@ HEIGHTS = {
 }
 # The log's rate limits are for everyone who could write a flood.
 BELOW_ADAPTERS = frozenset(
-    {"consumer.errors", "consumer.extras", "consumer.headers", "consumer.messages", "consumer.ports", "consumer.log"}
+    {
+        "consumer.errors",
+        "consumer.extras",
+        "consumer.headers",
+        "consumer.messages",
+        "consumer.model_spec",
+        "consumer.ports",
+        "consumer.log",
+    }
 )
-WIRES = ("consumer.bootstrap", "consumer.service", "consumer.commands", "consumer.demo", "consumer.adapters")
+WIRES = (
+    "consumer.bootstrap",
+    "consumer.bootstrap_model",
+    "consumer.service",
+    "consumer.commands",
+    "consumer.demo",
+    "consumer.adapters",
+)
 """Who may import adapters: who wires them, and the commands that are a thin face of one."""
 
 READ_THE_ENVIRONMENT = {
     "consumer.settings": "it is the one that does",
-    "consumer.bootstrap": "XDG_CACHE_HOME: where this user's caches are is no setting of ours",
+    "consumer.bootstrap_model": "XDG_CACHE_HOME: where this user's caches are is no setting of ours",
     "consumer.demo.service": "hands its own environment on to its child",
 }
 
 VENDORS = frozenset(
     {
         *("confluent_kafka", "fastavro", "google", "tensorflow", "PIL"),
-        *("boto3", "arro3", "botocore", "httpx", "requests", "urllib3", "obstore", "onnxruntime", "mlflow"),
+        *("boto3", "arro3", "botocore", "httpx", "requests", "urllib3", "obstore", "mlflow"),
+        *("openvino", "onnxruntime", "onnx", "tf2onnx", "nncf", "ai_edge_litert", "wandb"),
     }
 )
 ONLY_IN = {
@@ -71,6 +89,7 @@ ONLY_IN = {
         "consumer.contract",
         "consumer.bucket_contract",
         "consumer.stages.validate",
+        "consumer.adapters.models.model_file",
     ),
     "pydantic_settings": ("consumer.settings",),
     "dotenv": ("consumer.settings",),

@@ -367,7 +367,6 @@ def test_a_missing_folder_of_secrets_is_an_error_if_it_was_named(
         ("[model]\nstd = [1.0, 0.0, 1.0]", "model.std", "has a zero"),
         ("[model]\nmean = [1.0, 0.0]", "model.mean", "has 2 values"),
         ("[model]\ninput_range = [1.0, 1.0]", "model.input_range", "the same"),
-        ('[model]\nsource = "/models/bird"', "model.labels", "is empty"),
         ('[model]\ndevice = "tpu"', "model.device", "no device"),
         ("[batch]\nmax_size = 300", "batch.max_size", "never gather"),
         ("[pipeline]\nmax_in_flight_bytes = 1", "batch.max_bytes", "never gather"),

@@ -1,0 +1,1 @@
+"""Models as they lie on disk: artifacts and bare ones, opened and verified."""

@@ -1,0 +1,168 @@
+"""model.toml: what an artifact says of itself. Validated here, and nowhere else."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from consumer.errors import ModelCorrupt
+from consumer.model_spec import (
+    GateStatus,
+    InputSpec,
+    Layout,
+    ModelFormat,
+    ModelSpec,
+    OutputSpec,
+    Precision,
+    Resize,
+)
+
+MODEL_FILE = "model.toml"
+_MAX_BYTES = 1024 * 1024
+_Side = Annotated[int, Field(ge=1, le=65_535)]
+_Channels = Annotated[tuple[float, ...], Field(max_length=3)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Input(_Table):
+    name: str
+    dtype: Literal["uint8", "int8", "float32", "float16", "bfloat16"]
+    layout: Layout
+    height: _Side
+    width: _Side
+    range: tuple[float, float] = (0.0, 1.0)
+    mean: _Channels = ()
+    std: _Channels = ()
+    resize: Resize = "bilinear"
+    crop: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+
+class _Output(_Table):
+    name: str
+    kind: Literal["probabilities", "logits"]
+    classes: Annotated[int, Field(ge=1)]
+
+
+class _Gate(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    status: GateStatus = "original"
+
+
+class ModelFile(_Table):
+    """All of model.toml."""
+
+    format_version: Literal[1] = 1
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    version: Annotated[str, Field(min_length=1, max_length=200)]
+    format: ModelFormat
+    files: str = "model"
+    """What the runtime loads, inside the artifact: a folder, or one file."""
+    labels: str = "labels.csv"
+    precision: Precision = "f32"
+    signature: str = ""
+    runtime: str = ""
+    parent: str = ""
+    options: dict[str, str] = {}
+    input: _Input
+    output: _Output
+    gate: _Gate = _Gate()
+    provenance: dict[str, Any] = {}
+    """Where it comes from, for people: when and by what it was made, of what, with which settings."""
+    metrics: dict[str, Any] = {}
+    """What was measured of it, for people."""
+
+    def spec(self) -> ModelSpec:
+        """What stages and runtimes need to know."""
+        return ModelSpec(
+            name=self.name,
+            version=self.version,
+            format=self.format,
+            input=InputSpec(**self.input.model_dump()),
+            output=OutputSpec(**self.output.model_dump()),
+            signature=self.signature,
+            precision=self.precision,
+            runtime=self.runtime,
+            options=dict(self.options),
+            gate=self.gate.status,
+            parent=self.parent,
+        )
+
+
+def read_model_file(folder: Path) -> ModelFile:
+    """The artifact's `model.toml`.
+
+    Raises:
+        ModelCorrupt: absent, or not one; all that is wrong, with the keys.
+    """
+    path = folder / MODEL_FILE
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ModelCorrupt(f"{path}: too long for a model.toml", remedy=_REMEDY)
+        raw = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ModelCorrupt(f"{path} cannot be read: {error}", remedy=_REMEDY) from error
+    if raw.get("format_version", 1) != 1:
+        raise ModelCorrupt(
+            f"{path} has format_version {raw['format_version']!r}, and this Ouzel reads 1", remedy="use a newer Ouzel"
+        )
+    try:
+        found = ModelFile.model_validate(raw)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ModelCorrupt(f"{path}: {wrong}", remedy=_REMEDY) from error
+    for name, inside in (("files", found.files), ("labels", found.labels)):
+        if inside and (inside.startswith("/") or ".." in inside.split("/")):
+            raise ModelCorrupt(f"{path}: {name} leads out of the artifact: {inside!r}", remedy=_REMEDY)
+    for name, values in (("input.mean", found.input.mean), ("input.std", found.input.std)):
+        if len(values) not in {0, 1, 3} or (name == "input.std" and 0 in values):
+            raise ModelCorrupt(f"{path}: {name} is none, one value or three; std never zero", remedy=_REMEDY)
+    return found
+
+
+def write_model_file(
+    folder: Path,
+    spec: ModelSpec,
+    *,
+    files: str = "model",
+    labels: str = "labels.csv",
+    provenance: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    gate: Mapping[str, Any] | None = None,
+) -> ModelFile:
+    """Write `model.toml` into `folder`; the manifest is written after it (`write_manifest`).
+
+    `gate` is what was found beside the status: the bound, the share, how many images.
+    """
+    raw: dict[str, Any] = {
+        "format_version": 1,
+        "name": spec.name,
+        "version": spec.version,
+        "format": spec.format,
+        "files": files,
+        "labels": labels,
+        "precision": spec.precision,
+        "signature": spec.signature,
+        "runtime": spec.runtime,
+        "parent": spec.parent,
+        "options": dict(spec.options),
+        "input": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(spec.input).items()},
+        "output": asdict(spec.output),
+        "gate": {"status": spec.gate, **(gate or {})},
+        "provenance": dict(provenance),
+        "metrics": dict(metrics),
+    }
+    made = ModelFile.model_validate(raw)  # what is written must be read again
+    (folder / MODEL_FILE).write_text(tomli_w.dumps(raw))
+    return made
+
+
+FORMATS = get_args(ModelFormat)
+_REMEDY = "get the artifact anew, or write one with `ouzel model init`"

@@ -1,0 +1,132 @@
+"""Opens a model that lies on this disk: an artifact, verified, or a bare model that settings describe.
+
+What decides labels is under the digest either way. An artifact's is the hash of its manifest; where settings of
+decoding differ from the defaults, it is a hash over both, as the labels may then differ too.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from consumer.adapters.model_digest import file_sha256, folder_sha256, model_digest
+from consumer.adapters.models.manifest import verify
+from consumer.adapters.models.model_file import MODEL_FILE, read_model_file
+from consumer.adapters.models.saved_model import read_signature
+from consumer.errors import ModelCorrupt, ModelError, ModelRefused
+from consumer.model_spec import ModelPackage, ModelSpec, OutputKind, Resize
+
+_NOTHING: Mapping[str, object] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class BareModel:
+    """What settings say of a model that says nothing of itself; see `settings_tables.ModelSettings`."""
+
+    name: str = ""
+    version: str = ""
+    labels: Path | None = None
+    signature: str = ""
+    input_range: Sequence[float] = (0.0, 1.0)
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    resize: Resize = "bilinear"
+    crop: float = 1.0
+    output: OutputKind = "auto"
+    weights: Mapping[str, str] | None = None
+    """SHA-256 by name of what it was made from, where its own bytes differ from build to build; None hashes them."""
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a `model.toml` describes what lies there."""
+    return (folder / MODEL_FILE).is_file()
+
+
+def open_artifact(
+    folder: Path, *, pin: str = "", decode: Mapping[str, object] = _NOTHING, allow_provisional: bool = False
+) -> ModelPackage:
+    """Verify an artifact and read it.
+
+    Args:
+        folder: the artifact's.
+        pin: the digest that it must have; empty for any.
+        decode: settings of decoding that differ from their defaults; they change the digest.
+        allow_provisional: whether a variant that was gated on too few images may be used.
+
+    Raises:
+        ModelCorrupt: its bytes are not those of its manifest or of the pin, or it is none.
+        ModelRefused: the gate of `ouzel model optimize` rejected it.
+    """
+    digest = verify(folder, pin=pin)
+    said = read_model_file(folder)
+    spec = said.spec()
+    refuse_by_gate(spec, allow_provisional=allow_provisional)
+    files = folder / said.files
+    labels = folder / said.labels if said.labels else None
+    for path in filter(None, (files, labels)):
+        if not path.exists():
+            raise ModelCorrupt(f"{folder}: {path.name} is missing", remedy="get the artifact anew")
+    if decode:
+        canonical = json.dumps({"artifact": digest, "decode": dict(decode)}, sort_keys=True, separators=(",", ":"))
+        digest = "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    return ModelPackage(spec, folder, files, labels, digest, is_artifact=True)
+
+
+def refuse_by_gate(spec: ModelSpec, *, allow_provisional: bool) -> None:
+    """Raises ModelRefused for a variant whose labels do not agree with its parent's, or not surely."""
+    if spec.gate == "rejected":
+        raise ModelRefused(
+            f"{spec.name} {spec.version} was rejected: its labels do not agree with those of its parent",
+            remedy="use the parent, or make another variant: `ouzel model optimize`",
+        )
+    if spec.gate == "provisional" and not allow_provisional:
+        raise ModelRefused(
+            f"{spec.name} {spec.version} is provisional: it was compared with its parent on too few images to tell",
+            remedy="run `ouzel model optimize` with more images, or set model.allow_provisional = true",
+        )
+
+
+def open_bare(folder: Path, bare: BareModel, *, decode: Mapping[str, object] = _NOTHING) -> ModelPackage:
+    """A SavedModel without `model.toml`; settings say what it does not.
+
+    `decode` are all settings of decoding; they are part of the digest.
+
+    Raises:
+        ModelError: absent, or no SavedModel that takes images and gives scores; or its label file is absent.
+    """
+    signature = read_signature(folder, bare.signature)
+    if bare.labels is not None and not bare.labels.is_file():
+        raise ModelError(f"{bare.labels}: no such label file", remedy="set model.labels to a label file")
+    image = replace(
+        signature.input,
+        range=(float(bare.input_range[0]), float(bare.input_range[1])),
+        mean=tuple(float(value) for value in bare.mean),
+        std=tuple(float(value) for value in bare.std),
+        resize=bare.resize,
+        crop=bare.crop,
+    )
+    digest = model_digest(
+        weights=folder_sha256(folder) if bare.weights is None else bare.weights,
+        labels=file_sha256(bare.labels) if bare.labels is not None else "",
+        preprocessing={
+            **decode,
+            "resize": image.resize,
+            "crop": image.crop,
+            "input_range": list(image.range),
+            "mean": list(image.mean),
+            "std": list(image.std),
+            "signature": signature.name,
+            "output": bare.output,
+        },
+        precision="f32",
+    )
+    spec = ModelSpec(
+        name=bare.name or folder.resolve().name,
+        version=bare.version or digest.removeprefix("sha256:")[:12],
+        format="saved_model",
+        input=image,
+        output=replace(signature.output, kind=bare.output),
+        signature=signature.name,
+    )
+    return ModelPackage(spec, folder, folder, bare.labels, digest)

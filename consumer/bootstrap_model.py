@@ -1,0 +1,228 @@
+"""Wires the model: from `model.source` to a runtime, labels and decoder that belong together.
+
+source ──> a folder on this disk ──> a package, verified ──> a runtime ──> labels and decoder
+settings    registry and cache         artifact or bare       auto: the fastest that agrees
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from consumer.cpu import quota_cores
+from consumer.errors import ModelError
+from consumer.model_spec import ModelPackage
+from consumer.ports import ImageDecoder, Labels, ModelRuntime, SandboxedDecoder
+from consumer.settings import ModelSettings, Settings
+from consumer.settings_tables import DecodeSettings
+
+# What decoding may take at most: floating-point samples are stretched in six arrays of four bytes a pixel, the message
+# is there as JSON, base64 and bytes, and libraries map themselves.
+_DECODE_BYTES_A_PIXEL = 32
+_DECODE_BODIES = 4
+_DECODE_MORE_BYTES = 256 * 1024 * 1024
+
+_DESCRIBING = ("name", "version", "labels", "signature", "input_range", "mean", "std", "resize", "crop", "output")
+"""Settings that say of a bare model what an artifact says itself."""
+
+Progress = Callable[[float, str], None]
+"""Told the share that is done, 0 to 1, and what comes next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is loaded, and what goes with it."""
+
+    runtime: ModelRuntime
+    labels: Labels
+    decoder: ImageDecoder
+    sandbox: SandboxedDecoder
+    """The same decoder in a child process, for suspects."""
+    package: ModelPackage | None = None
+    """None for the null runtime, which has no model."""
+
+
+def cache_folder() -> Path:
+    """Where models are kept: the user's cache (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ouzel"
+
+
+def state_folder() -> Path:
+    """Where a command notes how far it is: the user's state (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "ouzel"
+
+
+# --- from the source to a loaded model ------------------------------------------------------------------------------
+
+
+def load_model(settings: Settings, *, progress: Progress = lambda _share, _what: None) -> Model:
+    """Load the model that the settings name; not warm yet.
+
+    Raises:
+        ModelError: absent, unreadable, refused, or its runtime is not installed.
+        DeviceMissing: a GPU was asked for and is not there.
+        ModelSourceUnreachable: its registry does not answer, and the cache has nothing of it.
+    """
+    if settings.model.runtime == "null":
+        return _null_model(settings)
+    return load_package(settings, obtain_package(settings, progress=progress))
+
+
+def obtain_package(settings: Settings, *, progress: Progress = lambda _share, _what: None) -> ModelPackage:
+    """The model that `model.source` stands for now: fetched where it is not here yet, and verified. Raises: see
+    `load_model`."""
+    model = settings.model
+    if model.source == "default":
+        return _default_package(settings, progress)
+    return open_folder(settings, Path(model.source.removeprefix("file://")))
+
+
+def open_folder(settings: Settings, folder: Path, *, pin: str = "") -> ModelPackage:
+    """A model on this disk, verified: an artifact, or a bare one that the settings describe. Raises ModelError."""
+    from consumer.adapters.models.package import is_artifact, open_artifact, open_bare
+
+    model = settings.model
+    if is_artifact(folder):
+        if set_besides := [f"model.{key}" for key in _DESCRIBING if getattr(model, key) != _default(key)]:
+            raise ModelError(
+                f"{', '.join(set_besides)}: set, and {folder} is an artifact, which says this itself",
+                remedy="leave them out; `ouzel model init` writes an artifact that says something else",
+            )
+        changed = {
+            key: value for key, value in _decode_settings(settings).items() if value != getattr(DecodeSettings(), key)
+        }
+        return open_artifact(folder, pin=pin, decode=changed, allow_provisional=model.allow_provisional)
+    if not model.labels:
+        raise ModelError(
+            f"model.labels is empty, and {folder}, a model without model.toml, has no names for its classes without it",
+            remedy='set model.labels to its file: CSV "id,name" in any order, or one name a line',
+        )
+    return open_bare(folder, _bare(model), decode=_decode_settings(settings))
+
+
+def load_package(settings: Settings, package: ModelPackage) -> Model:
+    """A model that is here: its runtime, labels and decoder. Raises ModelError and DeviceMissing."""
+    from consumer.adapters.labels import load_labels, no_labels
+
+    runtime = open_runtime(settings, package)
+    labels = load_labels(package.labels, runtime.class_count) if package.labels is not None else no_labels()
+    image = package.spec.input
+    decoder, sandbox = _decoders(settings, image.size, image.resize, image.crop)
+    return Model(runtime, labels, decoder, sandbox, package)
+
+
+def open_runtime(settings: Settings, package: ModelPackage) -> ModelRuntime:
+    """The runtime that runs it here. Raises ModelError and DeviceMissing."""
+    from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
+
+    model = settings.model
+    return TensorFlowRuntime(package, threads=model.threads or quota_cores(), device=model.device)
+
+
+def _default(key: str) -> Any:
+    return getattr(ModelSettings(), key)
+
+
+def _bare(model: ModelSettings, weights: Mapping[str, str] | None = None) -> Any:
+    from consumer.adapters.models.package import BareModel
+
+    return BareModel(
+        name=model.name,
+        version=model.version,
+        labels=Path(model.labels) if model.labels else None,
+        signature=model.signature,
+        input_range=model.input_range,
+        mean=model.mean,
+        std=model.std,
+        resize=model.resize,
+        crop=model.crop,
+        output=model.output,
+        weights=weights,
+    )
+
+
+def _decode_settings(settings: Settings) -> dict[str, object]:
+    """Those that decide what the pixels become."""
+    return settings.decode.model_dump(exclude={"deadline_ms"})
+
+
+def _null_model(settings: Settings) -> Model:
+    from consumer.adapters.labels import load_labels, no_labels
+    from consumer.adapters.model_digest import file_sha256
+    from consumer.adapters.runtimes.null_runtime import NullRuntime
+
+    model = settings.model
+    labels_file = Path(model.labels) if model.labels else None
+    if labels_file is not None and not labels_file.is_file():
+        raise ModelError(f"{labels_file}: no such label file", remedy="set model.labels to a label file")
+    runtime = NullRuntime(
+        name=model.name,
+        version=model.version,
+        labels_digest=file_sha256(labels_file) if labels_file is not None else "",
+        preprocessing={"resize": model.resize, "crop": model.crop, **_decode_settings(settings)},
+    )
+    labels = load_labels(labels_file, runtime.class_count) if labels_file is not None else no_labels()
+    return Model(runtime, labels, *_decoders(settings, runtime.input_size, model.resize, model.crop))
+
+
+def _default_package(settings: Settings, progress: Progress) -> ModelPackage:
+    """Its digest covers what it was made from: TensorFlow numbers what it saves by what the process did before, so the
+    files differ from build to build while the model is the same."""
+    from consumer.adapters.default_model import default_model
+    from consumer.adapters.models.package import open_bare
+
+    model = settings.model
+    found = default_model(
+        cache_folder(), threads=model.threads or quota_cores(), device=model.device, progress=progress
+    )
+    described = model.model_copy(
+        update={
+            "labels": str(found.labels),
+            "name": model.name or found.name,
+            "version": model.version or found.version,
+            "input_range": list(found.input_range),
+            "mean": list(found.mean),
+            "std": list(found.std),
+            "resize": found.resize,
+            "crop": found.crop,
+        }
+    )
+    return open_bare(found.folder, _bare(described, found.weights), decode=_decode_settings(settings))
+
+
+# --- decoders -------------------------------------------------------------------------------------------------------
+
+
+def _decoders(
+    settings: Settings, input_size: tuple[int, int], resize: str, crop: float
+) -> tuple[ImageDecoder, SandboxedDecoder]:
+    from consumer.adapters.image import PillowDecoder
+
+    arguments: dict[str, Any] = {
+        "input_size": input_size,
+        "resize": resize,
+        "crop": crop,
+        "max_pixels": settings.input.max_pixels,
+        "formats": settings.input.formats,
+        **_decode_settings(settings),
+    }
+    return PillowDecoder(**arguments), sandboxed(settings, "consumer.adapters.image:PillowDecoder", arguments)
+
+
+def sandboxed(settings: Settings, factory: str, arguments: Mapping[str, Any]) -> SandboxedDecoder:
+    """The decoder that `factory` (`module:callable`) makes of these arguments, in a child process that starts with its
+    first image."""
+    from consumer.adapters import decode_sandbox
+
+    return decode_sandbox.SandboxedDecoder(
+        factory,
+        arguments,
+        input_size=arguments["input_size"],
+        memory_bytes=settings.input.max_pixels * _DECODE_BYTES_A_PIXEL
+        + settings.stores.max_image_bytes * _DECODE_BODIES
+        + _DECODE_MORE_BYTES,
+        deadline_s=settings.decode.deadline_ms / 1000,
+    )
