@@ -68,8 +68,8 @@ _HEAD = """# Licences
 What Ouzel installs, and under which licence; written by `python -m scripts.licences --write` from the packages' own
 metadata, and held against the lock files by `make audit` and [a test](../tests/unit/test_licences.py). *run* is
 `requirements.lock`, *openvino* `requirements-openvino.lock`, *gpu* `requirements-gpu.lock`, *dev* what only tests and
-builds need. Ouzel itself is [Apache-2.0](../LICENSE). None of them is copied into this repository; the container image carries those of *run* with
-their licence texts.
+builds need. Ouzel itself is [Apache-2.0](../LICENSE). None of them is copied into this repository; the container image
+carries those of *run* with their licence texts.
 
 """
 
