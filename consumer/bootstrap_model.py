@@ -5,6 +5,7 @@ settings    registry and cache         artifact or bare       auto: the fastest 
 """
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,11 @@ def _default_package(settings: Settings, progress: Progress) -> ModelPackage:
 
     model = settings.model
     found = default_model(
-        cache_folder(), threads=model.threads or quota_cores(), device=model.device, progress=progress
+        cache_folder(),
+        brought=Path(sys.prefix) / "share" / "ouzel",
+        threads=model.threads or quota_cores(),
+        device=model.device,
+        progress=progress,
     )
     described = model.model_copy(
         update={

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the container image and try it: with docker where an engine answers, else with buildah, as root.
 #
-#   scripts/build_image.sh [--target cpu|gpu] [--tag NAME] [--no-try] [--clean]
+#   scripts/build_image.sh [--target cpu|openvino|gpu] [--tag NAME] [--no-try] [--clean]
 #
 # Without an engine the base is a Debian of debootstrap's, which stands in for python:3.11-slim-bookworm and needs no
 # container registry; base and layers are kept in ${XDG_CACHE_HOME:-~/.cache}/ouzel-build (--clean removes them).

@@ -68,9 +68,15 @@ class DefaultModel:
 
 
 def default_model(
-    cache_folder: Path, *, threads: int, device: str = "auto", progress: Progress = _silent
+    cache_folder: Path,
+    *,
+    brought: Path | None = None,
+    threads: int,
+    device: str = "auto",
+    progress: Progress = _silent,
 ) -> DefaultModel:
-    """The default model in `cache_folder`; built first where it is not there whole.
+    """The default model: where an installation has brought it along, in the folder `brought`, that one; else the one in
+    `cache_folder`, built first where it is not there whole.
 
     `threads` and `device` are those that the model will run with: building it starts TensorFlow, once for the process.
 
@@ -80,6 +86,8 @@ def default_model(
         ModelError: the weights' package is missing or altered, the cache cannot be written, or TensorFlow is missing.
         DeviceMissing: see `start_tensorflow`.
     """
+    if brought is not None and _is_whole(brought / _FOLDER):
+        return DefaultModel(folder=brought / _FOLDER / "model", labels=_LABELS)
     folder = cache_folder / _FOLDER
     if not _is_whole(folder):
         try:

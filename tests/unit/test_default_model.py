@@ -46,6 +46,12 @@ def test_it_is_built_once(tmp_path: Path) -> None:
     assert steps(tmp_path) == []
 
 
+def test_what_an_installation_brings_is_used_where_it_lies(model: DefaultModel, cache: Path, tmp_path: Path) -> None:
+    found = default_model(tmp_path / "unused", brought=cache, threads=2, device="cpu")
+    assert found.folder == model.folder
+    assert not (tmp_path / "unused").exists()
+
+
 def test_nothing_is_left_over_and_nothing_can_be_written(model: DefaultModel, cache: Path) -> None:
     assert list(cache.iterdir()) == [model.folder.parent]
     files = [path for path in cache.rglob("*") if path.is_file()]
