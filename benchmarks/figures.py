@@ -27,6 +27,7 @@ from PIL import Image
 from benchmarks.replicas import BirdModel, Follower, broker, fill, replica
 from benchmarks.s3_clients import static_server
 from consumer import bootstrap_model
+from consumer.adapters.cpu_flags import cpu_flags, cpu_name, noted
 from consumer.cpu import quota_cores
 from consumer.settings import Settings
 from consumer.stages.batch import padded_sizes
@@ -34,7 +35,6 @@ from tests.hostile_decoder import with_mark
 from tests.hostile_replica import ENTRY as HOSTILE
 
 PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "consumer" / "data" / "photographs"
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 def main() -> None:
@@ -60,12 +60,11 @@ def main() -> None:
 
 def machine() -> dict[str, Any]:
     """What was measured on."""
-    info = Path("/proc/cpuinfo").read_text()
-    flags = set(next((line for line in info.splitlines() if line.startswith("flags")), "").split())
     return {
         "cores": quota_cores(),
         "python": platform.python_version(),
-        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
+        "cpu": cpu_name(),
+        "cpu_flags": noted(cpu_flags()),
     }
 
 
