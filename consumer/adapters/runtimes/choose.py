@@ -156,8 +156,8 @@ def _difference(one: Tried, other: Tried) -> float:
 
 
 def _refuse_broken(tried: Sequence[Tried], ran: Sequence[Tried]) -> None:
-    """Where TensorFlow says that a SavedModel is broken, another's scores are not to be trusted: OpenVINO checks no sums
-    of what it reads."""
+    """Where TensorFlow says that a SavedModel is broken, another's scores are not to be trusted: OpenVINO checks no
+    sums of what it reads."""
     for each in tried:
         if each.kind.name == "tensorflow" and each.failed is not None and each.failed.error == "ModelError":
             raise ModelError(str(each.failed), remedy=each.failed.remedy)

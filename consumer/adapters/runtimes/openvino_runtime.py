@@ -74,7 +74,7 @@ class OpenVinoRuntime:
         target = choose_device(core, device)
         refuse_precision(spec, on_gpu=target != "CPU", flags=cpu_flags())
         warn_of_unused_scale(spec.input)
-        compiler = _Compiler(ov, core, target, _properties(spec, target, threads), package)
+        compiler = _Compiler(ov, core, target, properties_of(spec, target, threads), package)
         self._loaded: _Loaded | None = compiler.load(cache / "openvino")
         self._class_count = self._loaded.alone.classes
         self._info = info_of(package, "openvino")
@@ -142,7 +142,7 @@ def refuse_precision(spec: ModelSpec, *, on_gpu: bool, flags: Collection[str]) -
             )
 
 
-def _properties(spec: ModelSpec, target: str, threads: int) -> dict[str, Any]:
+def properties_of(spec: ModelSpec, target: str, threads: int) -> dict[str, Any]:
     """OpenVINO's. Without a hint it would compute in bf16 where the CPU has it, whatever the model is."""
     properties: dict[str, Any] = {
         **spec.options,
