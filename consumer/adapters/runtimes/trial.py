@@ -59,15 +59,16 @@ class Trial:
         batch_size: int,
         cache: Path,
         deadline_s: float,
-        module: str = __name__,
+        child: str = f"{__name__}:main",
     ) -> None:
         """Start it; returns at once.
 
-        `deadline_s` is what each answer may take. `module` is for tests: what is run in the child.
+        `deadline_s` is what each answer may take. `child` is for tests: what is run in it, as `module:function`.
         """
         self._deadline_s = deadline_s
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
-        start = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from {module} import main; main()"
+        module, _, function = child.partition(":")
+        start = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from {module} import {function} as run; run()"
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-P", "-c", start],
             stdin=subprocess.PIPE,
@@ -86,6 +87,11 @@ class Trial:
             "batch_size": batch_size,
             "cache": str(cache),
         }
+
+    @property
+    def pid(self) -> int:
+        """The child's."""
+        return self._process.pid
 
     def __enter__(self) -> Self:
         return self
