@@ -103,8 +103,9 @@ class OpenVinoRuntime:
         return self._class_count
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
-        """Run every batch size once. Raises ModelError."""
-        run_once_each(self, batch_sizes)
+        """Run what there is to be warmed, which is no batch size but each stream. Raises ModelError."""
+        if self._loaded is not None:
+            run_once_each(self, [size for size in (1, self._loaded.together.count) if size <= max(batch_sizes)])
 
     def infer(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 [N, H, W, 3] RGB in, float32 [N, C] probabilities out; any N.
