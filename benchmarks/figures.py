@@ -27,6 +27,7 @@ from PIL import Image
 from benchmarks.replicas import BirdModel, Follower, broker, fill, replica
 from benchmarks.s3_clients import static_server
 from consumer import bootstrap_model
+from consumer.adapters.cpu_flags import cpu_flags, cpu_name, noted
 from consumer.cpu import quota_cores
 from consumer.settings import Settings
 from consumer.stages.batch import padded_sizes
@@ -34,7 +35,6 @@ from tests.hostile_decoder import with_mark
 from tests.hostile_replica import ENTRY as HOSTILE
 
 PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "consumer" / "data" / "photographs"
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 def main() -> None:
@@ -60,12 +60,11 @@ def main() -> None:
 
 def machine() -> dict[str, Any]:
     """What was measured on."""
-    info = Path("/proc/cpuinfo").read_text()
-    flags = set(next((line for line in info.splitlines() if line.startswith("flags")), "").split())
     return {
         "cores": quota_cores(),
         "python": platform.python_version(),
-        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
+        "cpu": cpu_name(),
+        "cpu_flags": noted(cpu_flags()),
     }
 
 
@@ -134,7 +133,7 @@ def stream(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"round {number + 1}: loop {count / looped_s:.0f} images/s, service {count / wall_s:.0f} images/s, "
                 f"broker {broker_cpu:.1f} and service {service_cpu:.1f} CPU-s in {wall_s:.1f} s, ratio {ratio:.3f}"
             )
-    return {"ratio": _spread(rounds), "images": count, "image_pixels": 640 * 480, "target": ">= 0.85"}
+    return {"ratio": spread(rounds), "images": count, "image_pixels": 640 * 480, "target": ">= 0.85"}
 
 
 class _InProcess:
@@ -210,10 +209,10 @@ def from_s3(arguments: argparse.Namespace) -> dict[str, Any]:
                 load = os.getloadavg()[0]
                 _say(f"{kind}: {rates[kind][-1]:.0f} images/s, {cpu_ms[kind][-1]:.1f} CPU-ms each, load {load:.1f}")
     return {
-        "ratio": _spread(_pairs(rates)),
-        "cpu_ratio": _spread(_pairs(cpu_ms)),
-        "images_per_s": {kind: _spread(found) for kind, found in rates.items()},
-        "service_cpu_ms_an_image": {kind: _spread(found) for kind, found in cpu_ms.items()},
+        "ratio": spread(_pairs(rates)),
+        "cpu_ratio": spread(_pairs(cpu_ms)),
+        "images_per_s": {kind: spread(found) for kind, found in rates.items()},
+        "service_cpu_ms_an_image": {kind: spread(found) for kind, found in cpu_ms.items()},
         "images": count,
         "object_bytes": round(statistics.mean(len(value) for value in values)),
     }
@@ -263,7 +262,7 @@ def five_photographs(arguments: argparse.Namespace) -> dict[str, Any]:
                 rounds.append(service_s / script_s)
                 _say(f"round {number - 1}: script {script_s * 1000:.0f} ms, service {service_s * 1000:.0f} ms")
         follower.close()
-    return {"ratio": _spread(rounds), "photographs": len(values), "target": "<= 0.8"}
+    return {"ratio": spread(rounds), "photographs": len(values), "target": "<= 0.8"}
 
 
 class _PlainScript:
@@ -373,14 +372,14 @@ def decoder_crash(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"letter {letter[-1]:.2f} s"
             )
     return {
-        "ready_over_plain_start": _spread([each / start for each, start in zip(ready, plain, strict=True)]),
-        "ready_s": _spread(ready),
-        "letter_after_ready_s": _spread([out - each for out, each in zip(letter, ready, strict=True)]),
+        "ready_over_plain_start": spread([each / start for each, start in zip(ready, plain, strict=True)]),
+        "ready_s": spread(ready),
+        "letter_after_ready_s": spread([out - each for out, each in zip(letter, ready, strict=True)]),
         "images": count,
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     return {
         "median": round(statistics.median(values), 3),
         "min": round(min(values), 3),

@@ -9,14 +9,19 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
 
 from consumer.cpu import quota_cores
-from consumer.errors import ModelError
+from consumer.errors import CannotRun, ModelError
 from consumer.model_spec import ModelPackage
 from consumer.ports import ImageDecoder, Labels, ModelRuntime, SandboxedDecoder
 from consumer.settings import ModelSettings, Settings
 from consumer.settings_tables import DecodeSettings
+
+if TYPE_CHECKING:
+    from consumer.adapters.runtimes.choose import Choice
 
 # What decoding may take at most: floating-point samples are stretched in six arrays of four bytes a pixel, the message
 # is there as JSON, base64 and bytes, and libraries map themselves.
@@ -115,12 +120,44 @@ def load_package(settings: Settings, package: ModelPackage) -> Model:
     return Model(runtime, labels, decoder, sandbox, package)
 
 
+def choose_runtime(settings: Settings, package: ModelPackage) -> "Choice":
+    """Which runtime `model.runtime` stands for with this model, and why. `auto` tries those installed, once; see
+    `adapters/runtimes/choose.py`. Raises ModelError and its kinds."""
+    from consumer.adapters.runtimes.choose import Choice
+    from consumer.adapters.runtimes.choose import choose_runtime as fastest
+
+    model, made_for = settings.model, package.spec.runtime
+    if model.runtime == "auto":
+        return fastest(
+            package,
+            threads=model.threads or quota_cores(),
+            device=model.device,
+            batch_size=settings.batch.max_size,
+            cache=cache_folder(),
+        )
+    if made_for not in {"", model.runtime}:
+        raise CannotRun(
+            f"{package.spec.name} was made for {made_for}, and model.runtime is {model.runtime!r}",
+            remedy='set model.runtime = "auto"',
+        )
+    return Choice(model.runtime, "set by model.runtime")
+
+
 def open_runtime(settings: Settings, package: ModelPackage) -> ModelRuntime:
-    """The runtime that runs it here. Raises ModelError and DeviceMissing."""
-    from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
+    """The runtime that runs it here, loaded; says which and why. Raises ModelError and its kinds."""
+    from consumer.adapters.runtimes.kinds import kind_of, open_kind
 
     model = settings.model
-    return TensorFlowRuntime(package, threads=model.threads or quota_cores(), device=model.device)
+    choice = choose_runtime(settings, package)
+    if model.runtime == "auto":
+        logger.info("runtime {}: {}", choice.runtime, choice.why)
+    return open_kind(
+        kind_of(choice.runtime),
+        package,
+        threads=model.threads or quota_cores(),
+        device=model.device,
+        cache=cache_folder(),
+    )
 
 
 def _default(key: str) -> Any:

@@ -6,7 +6,7 @@ All of it decides labels, so all of it is under the digest.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 ModelFormat = Literal["saved_model", "openvino", "onnx", "tflite"]
 """How a model lies on disk: a SavedModel's folder, an OpenVINO `.xml` with its `.bin`, an `.onnx`, a `.tflite`."""
@@ -77,6 +77,14 @@ class ModelSpec:
     gate: GateStatus = "original"
     parent: str = ""
     """Digest of the model that it was made from; empty for an original."""
+
+
+def spec_from(raw: Mapping[str, Any]) -> ModelSpec:
+    """The spec again, as `dataclasses.asdict` and JSON left it on its way to another process."""
+    image: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in raw["input"].items()
+    }
+    return ModelSpec(**{**raw, "input": InputSpec(**image), "output": OutputSpec(**raw["output"])})
 
 
 @dataclass(frozen=True, slots=True)

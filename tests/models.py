@@ -69,10 +69,17 @@ def save_model(folder: Path, signatures: dict[str, Any], variables: list[Any]) -
 
 
 @cache
+def temporary_folder(prefix: str) -> Path:
+    """One for the test run, by its prefix."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
 def tiny_model(**options: Any) -> Path:
     """`tiny_saved_model` in a temporary folder, once for the test run. To be read only."""
-    folder = Path(tempfile.mkdtemp(prefix="ouzel-tiny-model-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="tiny-", dir=temporary_folder("ouzel-tiny-models-")))
     return tiny_saved_model(folder / "tiny", **options)
 
 

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from consumer.adapters.kafka_admin import KafkaAdmin
+    from consumer.bootstrap_model import Model
     from consumer.ports import SandboxedDecoder
     from consumer.rights import Right
     from consumer.settings import Settings
@@ -37,8 +38,8 @@ class Finding:
 
 
 def doctor(ctx: typer.Context) -> None:
-    """Check settings, broker, topics, rights, schema registry, stores, model, labels, sandbox, one inference, clock and
-    disk; change nothing.
+    """Check settings, broker, topics, rights, schema registry, stores, CPU, model, labels, sandbox, one inference,
+    clock and disk; change nothing.
 
     One line each, with what to do where it fails; JSON lines when piped. Exit code 1 if anything fails. Topics are
     compared as the user of kafka.admin, rights asked as the service's own, that of kafka.client.
@@ -273,11 +274,12 @@ _PHOTOGRAPH = Path(__file__).resolve().parent.parent / "data" / "photographs" / 
 def _model(settings: "Settings") -> Iterator[Finding]:
     import numpy as np
 
-    from consumer.bootstrap_model import load_model
-
+    yield _cpu()
     began_s = time.monotonic()
-    model = load_model(settings)
+    model, why = _load(settings)
     runtime, labels = model.runtime, model.labels
+    if why:
+        yield Finding("runtime", "pass", f"{runtime.info.runtime}: {why}")
     try:
         info = runtime.info
         took_s = time.monotonic() - began_s
@@ -306,6 +308,30 @@ def _model(settings: "Settings") -> Iterator[Finding]:
         yield Finding("inference", "pass", said)
     finally:
         runtime.close()
+
+
+def _load(settings: "Settings") -> "tuple[Model, str]":
+    """The model, and why `auto` takes the runtime that it does. The first time it tries each that is installed, which
+    takes some seconds."""
+    from consumer.bootstrap_model import choose_runtime, load_model, load_package, obtain_package
+
+    if settings.model.runtime != "auto":
+        return load_model(settings), ""
+    package = obtain_package(settings)
+    choice = choose_runtime(settings, package)
+    model = settings.model.model_copy(update={"runtime": choice.runtime})
+    return load_package(settings.model_copy(update={"model": model}), package), choice.why
+
+
+def _cpu() -> Finding:
+    from consumer.adapters.cpu_flags import cpu_flags, cpu_name, noted, precisions
+
+    flags = cpu_flags()
+    if not flags:
+        return Finding("cpu", "skip", "what it can do cannot be told here")
+    return Finding(
+        "cpu", "pass", f"{cpu_name()}: {', '.join(noted(flags)) or 'no flag that matters'}; {precisions(flags)}"
+    )
 
 
 def _sandbox(sandbox: "SandboxedDecoder") -> Iterator[Finding]:

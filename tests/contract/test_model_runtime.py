@@ -1,10 +1,14 @@
-"""What every `ports.ModelRuntime` must do; then what TensorFlow's does besides, and what the real models say."""
+"""What every `ports.ModelRuntime` must do; then what TensorFlow's does besides, and what the real models say.
+
+What OpenVINO's does besides is in `test_openvino_runtime.py`.
+"""
 
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,12 @@ from consumer.adapters.labels import load_labels
 from consumer.adapters.models.package import BareModel, open_bare
 from consumer.adapters.models.saved_model import read_signature
 from consumer.adapters.runtimes.null_runtime import NullRuntime
+from consumer.adapters.runtimes.openvino_runtime import OpenVinoRuntime
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
 from consumer.errors import DeviceMissing, ModelError
 from consumer.ports import ModelRuntime
 from consumer.stages.rank import top_labels
-from tests.models import PHOTOGRAPHS, save_model, tiny_model, tiny_saved_model
+from tests.models import PHOTOGRAPHS, save_model, temporary_folder, tiny_model, tiny_saved_model
 
 ROOT = Path(__file__).resolve().parents[2]
 BIRD = Path(os.environ.get("OUZEL_TEST_BIRD", ROOT.parent / "shared" / "bird"))
@@ -37,40 +42,68 @@ def tensorflow_runtime(folder: Path, *, device: str = "cpu", **described: Any) -
     return TensorFlowRuntime(open_bare(folder, BareModel(**described), decode=decode), threads=2, device=device)
 
 
-@pytest.fixture(scope="session")
-def the_default_model(tmp_path_factory: pytest.TempPathFactory) -> DefaultModel:
-    return default_model(tmp_path_factory.mktemp("cache"), threads=2, device="cpu")
-
-
-@pytest.fixture(scope="session")
-def default_runtime(the_default_model: DefaultModel) -> ModelRuntime:
-    model = the_default_model
-    return tensorflow_runtime(
-        model.folder,
-        input_range=model.input_range,
-        mean=model.mean,
-        std=model.std,
-        name=model.name,
-        version=model.version,
-        weights=model.weights,
+def openvino_runtime(folder: Path, *, device: str = "cpu", **described: Any) -> OpenVinoRuntime:
+    """The same with OpenVINO."""
+    return OpenVinoRuntime(
+        open_bare(folder, BareModel(**described)), threads=2, device=device, cache=temporary_folder("ouzel-runtimes-")
     )
 
 
-# An implementation is listed here to be held to this suite.
+MAKERS: dict[str, Callable[..., ModelRuntime]] = {"tensorflow": tensorflow_runtime, "openvino": openvino_runtime}
+"""Of a bare SavedModel. A runtime is listed here to be held to this suite."""
+
+FORMS: dict[str, dict[str, Any]] = {
+    "probabilities": {},
+    "logits": {"logits": True},
+    "channels first": {"layout": "NCHW"},
+    "uint8": {"dtype": "uint8"},
+    "half precision": {"dtype": "float16"},
+}
+"""Of `tests.models.tiny_model`."""
+
+
+def _tiny(maker: str, form: str) -> Callable[[], ModelRuntime]:
+    return lambda: MAKERS[maker](tiny_model(**FORMS[form]))
+
+
 RUNTIMES: dict[str, Callable[[], ModelRuntime]] = {
     "null": lambda: NullRuntime(input_size=(40, 24)),
-    "probabilities": lambda: tensorflow_runtime(tiny_model()),
-    "logits": lambda: tensorflow_runtime(tiny_model(logits=True)),
-    "channels first": lambda: tensorflow_runtime(tiny_model(layout="NCHW")),
-    "uint8": lambda: tensorflow_runtime(tiny_model(dtype="uint8")),
-    "half precision": lambda: tensorflow_runtime(tiny_model(dtype="float16")),
+    **{f"{maker}, {form}": _tiny(maker, form) for maker in MAKERS for form in FORMS},
 }
 
 
-@pytest.fixture(scope="module", params=[*RUNTIMES, "default model"])
+@pytest.fixture(scope="session")
+def the_default_model(tmp_path_factory: pytest.TempPathFactory) -> DefaultModel:
+    return default_model(tmp_path_factory.mktemp("xdg-cache") / "ouzel", threads=2, device="cpu")
+
+
+def described(model: DefaultModel) -> dict[str, Any]:
+    """What the settings say of the default model."""
+    return {
+        "input_range": model.input_range,
+        "mean": model.mean,
+        "std": model.std,
+        "name": model.name,
+        "version": model.version,
+        "weights": model.weights,
+    }
+
+
+@pytest.fixture(scope="session")
+def default_runtimes(the_default_model: DefaultModel) -> dict[str, ModelRuntime]:
+    model = the_default_model
+    return {name: make(model.folder, **described(model)) for name, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="session")
+def default_runtime(default_runtimes: dict[str, ModelRuntime]) -> ModelRuntime:
+    return default_runtimes["tensorflow"]
+
+
+@pytest.fixture(scope="module", params=[*RUNTIMES, *(f"{maker}, default model" for maker in MAKERS)])
 def runtime(request: pytest.FixtureRequest) -> Iterator[ModelRuntime]:
-    if request.param == "default model":
-        yield request.getfixturevalue("default_runtime")
+    if request.param.endswith("default model"):
+        yield request.getfixturevalue("default_runtimes")[request.param.partition(",")[0]]
         return
     made = RUNTIMES[request.param]()
     made.warm_up([1, 2, 4, 8])
@@ -131,7 +164,7 @@ def test_a_model_says_which_it_is(runtime: ModelRuntime) -> None:
     info = runtime.info
     assert info.name
     assert info.version
-    assert info.runtime in {"null", "tensorflow"}
+    assert info.runtime in {"null", *MAKERS}
     assert info.precision == "f32"
     assert info.digest.startswith("sha256:")
     assert len(info.digest) == len("sha256:") + 64
@@ -149,6 +182,66 @@ def test_a_model_loaded_twice_has_one_digest(name: str) -> None:
     assert RUNTIMES[name]().info == RUNTIMES[name]().info
 
 
+# --- every runtime against TensorFlow -------------------------------------------------------------------------------
+
+
+def assert_agrees(other: ModelRuntime, reference: ModelRuntime) -> None:
+    """Model, digest, first labels, and every score within 0.001."""
+    images = photographs(reference)
+    expected, found = reference.infer(images), other.infer(images)
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert found.argmax(axis=1).tolist() == expected.argmax(axis=1).tolist()
+    assert np.concatenate([other.infer(image[None]) for image in images]) == pytest.approx(expected, abs=1e-3)
+    assert other.info == replace(reference.info, runtime=other.info.runtime), "one digest, whatever runs it"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("maker", [name for name in MAKERS if name != "tensorflow"])
+def test_a_runtime_gives_the_labels_and_the_digest_of_tensorflow(maker: str, form: str) -> None:
+    assert_agrees(_tiny(maker, form)(), _tiny("tensorflow", form)())
+
+
+@pytest.mark.parametrize("maker", [name for name in MAKERS if name != "tensorflow"])
+def test_a_runtime_gives_the_default_models_labels(maker: str, default_runtimes: dict[str, ModelRuntime]) -> None:
+    assert_agrees(default_runtimes[maker], default_runtimes["tensorflow"])
+
+
+@pytest.mark.parametrize("maker", [name for name in MAKERS if name != "tensorflow"])
+def test_a_runtime_gives_the_bird_models_labels(maker: str, bird_runtime: ModelRuntime) -> None:
+    assert_agrees(MAKERS[maker](BIRD / "model", labels=BIRD / "labelmap.csv"), bird_runtime)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_range_mean_and_std_are_applied_to_each_channel(tmp_path: Path, layout: str, maker: str) -> None:
+    shape = [None, 8, 8, 3] if layout == "NHWC" else [None, 3, 8, 8]
+    axes = (1, 2) if layout == "NHWC" else (2, 3)
+    folder = hand_made(tmp_path, lambda tf, images: {"scores": tf.reduce_mean(images, axes)}, shape=shape)
+    runtime = MAKERS[maker](
+        folder, input_range=(-1, 1), mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0), output="probabilities"
+    )
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1], pixels[..., 2] = 255, 0, 51
+    # 255 -> 1, 0 -> -1, 51 -> -0.6
+    assert runtime.infer(pixels)[0] == pytest.approx([(1 - 0.5) / 0.5, (-1 - 0.25) / 1, -0.6 / 2], abs=1e-5)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_score_that_is_no_number_fails_the_batch_and_not_the_next(tmp_path: Path, maker: str) -> None:
+    folder = hand_made(tmp_path, lambda tf, images: {"scores": tf.math.log(tf.reduce_mean(images, (1, 2)) - 0.2)})
+    runtime = MAKERS[maker](folder, output="probabilities")
+    with pytest.raises(FloatingPointError):
+        runtime.infer(np.zeros((2, 8, 8, 3), np.uint8))
+    assert np.isfinite(runtime.infer(np.full((2, 8, 8, 3), 200, np.uint8))).all()
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_what_is_no_row_of_scores_is_refused(tmp_path: Path, maker: str) -> None:
+    folder = hand_made(tmp_path, lambda tf, images: {"same": images * 1.0})
+    with pytest.raises(ModelError, match=r", classes\] is needed"):
+        MAKERS[maker](folder)
+
+
 # --- TensorFlow: what is read and detected --------------------------------------------------------------------------
 
 
@@ -164,7 +257,7 @@ def said(make: Callable[[], Any]) -> str:
 
 
 def test_the_same_weights_give_the_same_scores_in_every_form() -> None:
-    runtimes = [RUNTIMES[name]() for name in ("probabilities", "logits", "channels first", "uint8")]
+    runtimes = [_tiny("tensorflow", form)() for form in ("probabilities", "logits", "channels first", "uint8")]
     images = photographs(runtimes[0])
     expected = runtimes[0].infer(images)
     assert np.ptp(expected, axis=0).max() > 0.01, "the tiny model tells photographs apart"
@@ -204,33 +297,11 @@ def test_one_probability_for_each_class_is_kept_and_said(tmp_path: Path) -> None
     assert scores[0] == pytest.approx([0.5] * 6)
 
 
-@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-def test_range_mean_and_std_are_applied_to_each_channel(tmp_path: Path, layout: str) -> None:
-    shape = [None, 8, 8, 3] if layout == "NHWC" else [None, 3, 8, 8]
-    axes = (1, 2) if layout == "NHWC" else (2, 3)
-    folder = hand_made(tmp_path, lambda tf, images: {"scores": tf.reduce_mean(images, axes)}, shape=shape)
-    runtime = tensorflow_runtime(
-        folder, input_range=(-1, 1), mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0), output="probabilities"
-    )
-    pixels = np.zeros((1, 8, 8, 3), np.uint8)
-    pixels[..., 0], pixels[..., 1], pixels[..., 2] = 255, 0, 51
-    # 255 -> 1, 0 -> -1, 51 -> -0.6
-    assert runtime.infer(pixels)[0] == pytest.approx([(1 - 0.5) / 0.5, (-1 - 0.25) / 1, -0.6 / 2], abs=1e-5)
-
-
 @pytest.mark.parametrize(("value", "expected"), [(0, 0.0), (255, 1.0), (51, 0.2)])
 def test_pixels_become_0_to_1_by_default(tmp_path: Path, value: int, expected: float) -> None:
     folder = hand_made(tmp_path, lambda tf, images: {"scores": tf.reduce_mean(images, (1, 2))})
     scores = tensorflow_runtime(folder, output="probabilities").infer(np.full((1, 8, 8, 3), value, np.uint8))
     assert scores[0] == pytest.approx([expected] * 3, abs=1e-6)
-
-
-def test_a_score_that_is_no_number_fails_the_batch_and_not_the_next(tmp_path: Path) -> None:
-    folder = hand_made(tmp_path, lambda tf, images: {"scores": tf.math.log(tf.reduce_mean(images, (1, 2)) - 0.2)})
-    runtime = tensorflow_runtime(folder, output="probabilities")
-    with pytest.raises(FloatingPointError):
-        runtime.infer(np.zeros((2, 8, 8, 3), np.uint8))
-    assert np.isfinite(runtime.infer(np.full((2, 8, 8, 3), 200, np.uint8))).all()
 
 
 def test_the_signature_is_the_only_one_where_there_is_no_default() -> None:
@@ -350,10 +421,6 @@ def test_a_shape_that_is_no_batch_of_rgb_images_is_refused(tmp_path: Path, shape
 def test_a_model_that_takes_encoded_images_is_refused(tmp_path: Path) -> None:
     folder = hand_made(tmp_path, lambda tf, images: {"n": tf.strings.length(images)}, shape=[None], dtype="string")
     assert "is string; uint8 or float32" in refused(folder)
-
-
-def test_an_output_that_is_no_row_of_scores_is_refused(tmp_path: Path) -> None:
-    assert "[3, classes] is needed" in refused(hand_made(tmp_path, lambda tf, images: {"same": images * 1.0}))
 
 
 @pytest.mark.parametrize(
@@ -478,6 +545,7 @@ def test_the_null_runtime_does_not_import_tensorflow() -> None:
     code = """
 import sys
 from consumer.adapters.runtimes.null_runtime import NullRuntime
+from consumer.adapters.runtimes.openvino_runtime import OpenVinoRuntime
 NullRuntime().warm_up([1])
 print("tensorflow" in sys.modules)
 """

@@ -18,6 +18,7 @@ from consumer.settings import (
     Settings,
     StoresSettings,
 )
+from tests.models import tiny_labels, tiny_model
 from tests.s3_server import ACCESS_KEY, REGION, SECRET_KEY, running_server
 from tests.schema_registry import RegistryServer
 
@@ -107,3 +108,21 @@ def test_a_sandbox_that_cannot_be_started_is_told_before_it_is_needed() -> None:
     assert [finding.result for finding in findings("consumer.adapters.image:PillowDecoder")] == ["pass"]
     (finding,) = findings("consumer.adapters.image:NoDecoder")
     assert (finding.result, "process and memory limits" in finding.fix) == ("fail", True)
+
+
+def test_the_cpu_and_what_pays_on_it_have_a_line() -> None:
+    finding = doctor._cpu()
+    assert finding.check == "cpu"
+    assert "f32 always" in finding.said
+    assert "bf16" in finding.said
+
+
+@pytest.mark.tensorflow
+def test_why_auto_takes_its_runtime_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumer.adapters.runtimes.kinds.is_installed", lambda kind: kind.name == "openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    labels = tiny_labels(tmp_path)
+    model = Settings().model.model_copy(update={"source": str(tiny_model()), "labels": str(labels)})
+    findings = {finding.check: finding for finding in doctor._model(Settings().model_copy(update={"model": model}))}
+    assert findings["runtime"].said == "openvino: OpenVINO: the only one installed for saved_model"
+    assert findings["inference"].result == "pass"

@@ -79,6 +79,11 @@ def read_signature(folder: Path, wanted: str = "") -> SavedModelSignature:
     return _checked(chosen, *signatures[chosen])
 
 
+def signature_names(folder: Path) -> list[str]:
+    """Of all signatures, in order. Raises: see `read_signature`."""
+    return sorted(_signatures(folder / "saved_model.pb"))
+
+
 def _checked(name: str, inputs: dict[str, _Tensor], outputs: dict[str, _Tensor]) -> SavedModelSignature:
     for what, tensors in (("inputs", inputs), ("outputs", outputs)):
         if len(tensors) != 1:

@@ -1,5 +1,6 @@
 """What every runtime does alike: how pixels are scaled, what the model's answer is, and which model it says it is."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ from loguru import logger
 from consumer.errors import ModelError
 from consumer.messages import ModelInfo
 from consumer.model_spec import InputSpec, ModelPackage
+from consumer.ports import ModelRuntime
 
 
 def affine(image: InputSpec) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -80,6 +82,22 @@ def check_scores(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if not np.isfinite(scores).all():
         raise FloatingPointError("the model gave a score that is not a number")
     return scores
+
+
+def run_once_each(runtime: ModelRuntime, batch_sizes: Sequence[int]) -> None:
+    """Warm a runtime up, the largest batch first: what it allocates then serves the others too.
+
+    Raises:
+        ModelError: a size that it cannot run, for example because the device's memory is too small.
+    """
+    for size in sorted(set(batch_sizes), reverse=True):
+        try:
+            runtime.infer(np.full((size, *runtime.input_size, 3), 127, np.uint8))
+        except Exception as error:
+            raise ModelError(
+                f"model {runtime.info.name} cannot run a batch of {size}: {one_line(error)}",
+                remedy="lower batch.max_size",
+            ) from error
 
 
 def info_of(package: ModelPackage, runtime: str) -> ModelInfo:

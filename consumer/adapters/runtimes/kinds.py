@@ -1,0 +1,131 @@
+"""The runtimes that there are, what each needs and runs, and how one is opened."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from consumer.errors import CannotRun
+from consumer.extras import missing
+from consumer.model_spec import ModelFormat, ModelPackage
+from consumer.ports import ModelRuntime
+
+_HERE = "consumer.adapters.runtimes"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One runtime. Its module, and what that imports, is imported when a model is opened with it."""
+
+    name: str
+    """As `model.runtime` has it, and the extra that installs it."""
+    title: str
+    needs: str
+    """The vendor's module."""
+    packages: tuple[str, ...]
+    """The distributions that bring it, any of them."""
+    module: str
+    factory: str
+    formats: frozenset[ModelFormat]
+
+
+KINDS = (
+    Kind(
+        "openvino",
+        "OpenVINO",
+        "openvino",
+        ("openvino",),
+        "openvino_runtime",
+        "OpenVinoRuntime",
+        frozenset({"saved_model", "openvino", "onnx", "tflite"}),
+    ),
+    Kind(
+        "onnxruntime",
+        "ONNX Runtime",
+        "onnxruntime",
+        ("onnxruntime", "onnxruntime-gpu"),
+        "onnx_runtime",
+        "OnnxRuntime",
+        frozenset({"saved_model", "onnx"}),
+    ),
+    Kind(
+        "litert",
+        "LiteRT",
+        "ai_edge_litert",
+        ("ai-edge-litert",),
+        "litert_runtime",
+        "LiteRtRuntime",
+        frozenset({"saved_model", "tflite"}),
+    ),
+    Kind(
+        "tensorflow",
+        "TensorFlow",
+        "tensorflow",
+        ("tensorflow-cpu", "tensorflow"),
+        "tensorflow_runtime",
+        "TensorFlowRuntime",
+        frozenset({"saved_model"}),
+    ),
+)
+"""In the order that decides between two that are equally fast: the lighter one first."""
+
+
+def kind_of(name: str) -> Kind:
+    """Of `model.runtime`. Raises CannotRun for a name that is none."""
+    found = next((kind for kind in KINDS if kind.name == name), None)
+    if found is None:
+        raise CannotRun(f"there is no runtime {name!r}", remedy=f"there are {', '.join(kind.name for kind in KINDS)}")
+    return found
+
+
+def is_installed(kind: Kind) -> bool:
+    """Looked for, and not imported."""
+    return not missing(kind.needs, f"{_HERE}.{kind.module}")
+
+
+def candidates(package: ModelPackage) -> Sequence[Kind]:
+    """Those that are installed and run its format; of a model that was made for one runtime, that one alone.
+
+    Raises:
+        CannotRun: none is.
+    """
+    spec = package.spec
+    fit = [kind for kind in KINDS if spec.format in kind.formats and spec.runtime in {"", kind.name}]
+    installed = [kind for kind in fit if is_installed(kind)]
+    if not installed:
+        names = ", ".join(kind.name for kind in fit) or "none"
+        made = f" and was made for {spec.runtime}" if spec.runtime else ""
+        raise CannotRun(
+            f"no runtime is installed that runs {spec.name}: it is {spec.format}{made}; these would: {names}",
+            remedy=install(fit[0]) if fit else "use the model that this variant was made from",
+        )
+    return installed
+
+
+def install(kind: Kind) -> str:
+    """The command that installs it."""
+    return f"pip install 'ouzel[{kind.name}]'"
+
+
+def open_kind(kind: Kind, package: ModelPackage, *, threads: int, device: str, cache: Path) -> ModelRuntime:
+    """Load the model with this runtime; not warm yet.
+
+    Args:
+        kind: the runtime.
+        package: the model.
+        threads: cores that it may use.
+        device: `auto`, `cpu`, `gpu:0`, ...
+        cache: where it may keep what it compiles or converts.
+
+    Raises:
+        ModelError: unreadable, or not a model that we can run.
+        CannotRun: not installed, or not for this model or machine.
+        DeviceMissing: a GPU that is asked for and is not there.
+    """
+    if not is_installed(kind):
+        raise CannotRun(f"{kind.title} is not installed", remedy=install(kind))
+    factory: Any = getattr(importlib.import_module(f"{_HERE}.{kind.module}"), kind.factory)
+    keeps = {} if kind.name == "tensorflow" else {"cache": cache}
+    runtime: ModelRuntime = factory(package, threads=threads, device=device, **keeps)
+    return runtime
