@@ -48,6 +48,7 @@ from consumer.stages.relabel import Progress
 from consumer.stages.retry import Retries
 from consumer.stages.start import RangePart
 from consumer.times import rfc3339_ms
+from consumer.tracking import Notebook
 
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import SchemaRegistryClient
@@ -384,10 +385,11 @@ class Service:
         resume: bool,
         parts: Mapping[Partition, RangePart] | None = None,
         on_progress: Callable[[Progress], None] = lambda _progress: None,
+        notebook: Notebook | None = None,
     ) -> None:
         clock = SystemClock()
-        observer = Observer(metrics, clock)
-        metrics.model(ports.model.runtime.info)
+        observer = Observer(metrics, clock, notebook)
+        observer.model(ports.model.runtime.info, settings.model.source)
         self._ports = ports
         self._health = health
         budget = ByteBudget(settings.pipeline.max_in_flight_bytes)

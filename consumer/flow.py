@@ -564,6 +564,7 @@ class Flow:
                     decoded = decoder.decode(fetched.body)
             finally:
                 self._budget.unreserve(reserved_bytes)
+        self._observer.decoded(job, fetched.body)
         now_s = self._clock.monotonic_s()
         return DecodedImage(
             job=replace(job, data=None),  # the encoded bytes are not needed any more

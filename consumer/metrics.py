@@ -78,6 +78,9 @@ class Metrics:
             "ouzel_fetch_cache", "Fetches by whether the cache answered them.", ["answer"], registry=own
         )
         self._stores = Gauge("ouzel_store_down", "1 while a store is presumed down.", ["store"], registry=own)
+        self._tracking_dropped = Counter(
+            "ouzel_tracking_dropped", "Figures and sampled images that the run's notebook could not take.", registry=own
+        )
         self._model = Info("ouzel_model", "The model that labels.", registry=own)
 
         # labels() looks up and locks at each call; the few that are hot are kept.
@@ -162,6 +165,10 @@ class Metrics:
     def store_down(self, store: str, *, down: bool) -> None:
         """A store is presumed down, or answers again. `store` is an `ImageStore.health_key`, which holds no secret."""
         self._stores.labels(store).set(1 if down else 0)
+
+    def tracking_dropped(self, items: int) -> None:
+        """So many figures or images never reached the run's notebook."""
+        self._tracking_dropped.inc(items)
 
     def model(self, info: ModelInfo) -> None:
         """The model that labels from now on."""

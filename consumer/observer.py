@@ -7,19 +7,21 @@ from loguru import logger
 
 from consumer.errors import Retryable
 from consumer.log import rate_limited
-from consumer.messages import Delivery, Labelled, OneOutcome, Partition, Rejected, Skipped
+from consumer.messages import Delivery, ImageJob, Labelled, ModelInfo, OneOutcome, Partition, Rejected, Skipped
 from consumer.metrics import Metrics, Stage
 from consumer.ports import Clock, CommitResult
 from consumer.stages.dead_letter_limit import Trip
 from consumer.stages.fetch_cache import Answer
+from consumer.tracking import Notebook
 
 
 class Observer:
     """Metrics and log lines. Any thread; never raises."""
 
-    def __init__(self, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, metrics: Metrics, clock: Clock, notebook: Notebook | None = None) -> None:
         self.metrics = metrics
         self._clock = clock
+        self._notebook = notebook
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
@@ -38,6 +40,8 @@ class Observer:
         """The broker has what answers this image."""
         if isinstance(outcome, Labelled):
             self.metrics.image("labelled")
+            if self._notebook is not None:
+                self._notebook.labelled(outcome)
             _at(outcome.delivery).bind(image_id=outcome.job.image_id).debug("labelled")
         elif isinstance(outcome, Rejected):
             name = type(outcome.error).__name__
@@ -55,6 +59,17 @@ class Observer:
         elif isinstance(outcome, Skipped):
             self.metrics.image("skipped")
             self.metrics.skipped(outcome.reason)
+
+    def model(self, info: ModelInfo, source: str) -> None:
+        """The model that labels from now on, and the `model.source` that it came from."""
+        self.metrics.model(info)
+        if self._notebook is not None:
+            self._notebook.model(info, source)
+
+    def decoded(self, job: ImageJob, body: bytes) -> None:
+        """An image's encoded bytes became pixels, and are let go of after this."""
+        if self._notebook is not None:
+            self._notebook.decoded(job, body)
 
     def sandboxed(self) -> None:
         """An image went to the sandbox."""

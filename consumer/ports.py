@@ -399,19 +399,15 @@ class ModelRegistry(Protocol):
 
 
 class RunTracker(Protocol):
-    """Where a replica's figures are noted over time. Every method returns at once, whatever the other side does; what
-    it cannot take is dropped and counted. Any thread."""
+    """Where a replica's figures are noted over time. Every method but `close` returns at once, whatever the other side
+    does, and none raises; what cannot be taken is dropped and counted. Any thread."""
 
     def figures(self, values: Mapping[str, float]) -> None:
         """Figures of the interval that ends now, by name."""
         ...
 
-    def distribution(self, name: str, counts: Mapping[str, int]) -> None:
-        """How often each of some names came in the interval that ends now."""
-        ...
-
     def image(self, body: bytes, row: Mapping[str, object]) -> None:
-        """One sampled image, encoded, with what was said of it."""
+        """One sampled image, encoded, with what was said of it; shown with the next figures."""
         ...
 
     def model(self, info: ModelInfo, source: str) -> None:
@@ -419,7 +415,8 @@ class RunTracker(Protocol):
         ...
 
     def close(self, timeout_s: float) -> None:
-        """Send what is held, within `timeout_s`, and end. Idempotent."""
+        """Send what is held, within `timeout_s`, and end: the one method that waits. What comes later is dropped.
+        Idempotent."""
         ...
 
 

@@ -10,14 +10,14 @@ from typing import NoReturn
 
 from loguru import logger
 
-from consumer import __version__, bootstrap, bootstrap_model
+from consumer import __version__, bootstrap, bootstrap_model, bootstrap_tracking
 from consumer.adapters.health_server import HealthServer
 from consumer.clock import SystemClock
 from consumer.errors import Fatal, RangeUnfinished
 from consumer.health import Health
 from consumer.log import configure
 from consumer.metrics import Metrics
-from consumer.settings import Settings
+from consumer.settings import Provenance, Settings
 from consumer.stages.relabel import Progress, fix_range, progress_of
 from consumer.stages.start import Range
 
@@ -31,10 +31,12 @@ def run_service(
     relabel: Range | None = None,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
     wrap: Wrap = lambda ports: ports,
+    sources: Provenance | None = None,
 ) -> None:
     """Run one replica until it is told to stop, or until `relabel` is done by all replicas of the group.
 
-    `wrap` is for tests: it may put something between the service and its ports.
+    `wrap` is for tests: it may put something between the service and its ports. `sources` says where each setting came
+    from: one from a secret file is told nobody.
 
     Raises:
         Fatal: see `errors`.
@@ -50,6 +52,7 @@ def run_service(
         loop_deadline_s=settings.health.loop_deadline_ms / 1000,
         stage_deadline_s=settings.health.stage_deadline_ms / 1000,
     )
+    bootstrap_tracking.check_tracking(settings)
     with _probes(settings, health, metrics):
         view = bootstrap.open_view(settings)
         bootstrap.check_topics(settings, view)  # a wrong name is told before the model is loaded
@@ -65,10 +68,18 @@ def run_service(
         encoder = bootstrap.build_encoder(settings)
         model = bootstrap_model.load_model(settings, progress=_say_progress)
         ports = wrap(bootstrap.open_ports(settings, model, view, encoder, tell_ends=relabel is not None))
-        service = bootstrap.Service(
-            settings, ports, metrics=metrics, health=health, resume=resume, parts=parts, on_progress=on_progress
-        )
-        service.run()
+        with bootstrap_tracking.open_notebook(settings, metrics, sources or {}) as notebook:
+            service = bootstrap.Service(
+                settings,
+                ports,
+                metrics=metrics,
+                health=health,
+                resume=resume,
+                parts=parts,
+                on_progress=on_progress,
+                notebook=notebook,
+            )
+            service.run()
     logger.info("stopped")
     if relabel is not None and not service.pipeline.finished:
         raise RangeUnfinished(

@@ -80,6 +80,7 @@ __all__ = [
     "TrackingSettings",
     "WandbSettings",
     "default_of",
+    "keys_of",
     "load",
     "load_with_sources",
     "secret_values",
@@ -252,6 +253,11 @@ def _provenance(settings: Settings, origins: Mapping[KeyPath, str]) -> Provenanc
         elif kind != "section":
             found[".".join(path)] = _origin(path, origins)
     return found
+
+
+def keys_of(settings: Settings) -> list[str]:
+    """Every dotted key, those of librdkafka's properties that are set included."""
+    return list(_provenance(settings, {}))
 
 
 def default_of(key: str) -> Any:

@@ -12,7 +12,6 @@ import importlib
 import math
 import os
 import resource
-import signal
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from typing import Any, NoReturn
 import orjson
 from PIL import Image
 
+from consumer.adapters.child_start import die_with_parent, take_pipes
 from consumer.errors import InvalidMessage, TooManyPixels
 
 FRAME = struct.Struct("!IQ")
@@ -31,8 +31,7 @@ FRAME = struct.Struct("!IQ")
 HEAD_MOST_BYTES = 64 * 1024
 """The largest head."""
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 _CLONE_NEWUSER = 0x1000_0000  # linux/sched.h
 _CLONE_NEWNET = 0x4000_0000
 _MESSAGE_MOST = 1_000
@@ -42,8 +41,8 @@ _IMPORTED_LATE = ("ExifTags", "ImageCms", "ImageColor", "ImageFile", "ImageFilte
 
 def main() -> NoReturn:
     """Until the parent closes its end."""
-    _die_with_parent()
-    requests, answers = _take_pipes()
+    die_with_parent()
+    requests, answers = take_pipes()
     settings, _ = _receive(requests)
     decoder = _build(settings["factory"], settings["arguments"])
     with Path(os.devnull).open("wb") as nowhere:
@@ -102,15 +101,6 @@ def _was_refused(error: BaseException) -> bool:
 # --- what is given up -----------------------------------------------------------------------------------------------
 
 
-def _die_with_parent() -> None:
-    """Where the kernel can; elsewhere the end of the requests ends it."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(0)
-
-
 def _give_up_rights(memory_bytes: int) -> list[str]:
     """For good; returns what holds from now on, in words for the log."""
     limits = []
@@ -162,15 +152,6 @@ def _allow_cpu(seconds: float) -> None:
 
 
 # --- frames ---------------------------------------------------------------------------------------------------------
-
-
-def _take_pipes() -> tuple[int, int]:
-    """Requests and answers, under other numbers: what a library prints must not get between them."""
-    requests, answers = os.dup(0), os.dup(1)
-    with Path(os.devnull).open("r+b", buffering=0) as nowhere:
-        os.dup2(nowhere.fileno(), 0)
-        os.dup2(nowhere.fileno(), 1)
-    return requests, answers
 
 
 def _receive(requests: int) -> tuple[dict[str, Any], bytes]:

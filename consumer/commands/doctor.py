@@ -39,7 +39,7 @@ class Finding:
 
 def doctor(ctx: typer.Context) -> None:
     """Check settings, broker, topics, rights, schema registry, stores, CPU, model, labels, sandbox, one inference,
-    clock and disk; change nothing.
+    tracking, clock and disk; change nothing.
 
     One line each, with what to do where it fails; JSON lines when piped. Exit code 1 if anything fails. Topics are
     compared as the user of kafka.admin, rights asked as the service's own, that of kafka.client.
@@ -80,6 +80,7 @@ def _findings(ctx: typer.Context) -> Iterator[Finding]:
     yield from _guarded("registry", lambda: _registry(settings))
     yield from _stores(settings)
     yield from _guarded("model", lambda: _model(settings))
+    yield from _guarded("tracking", lambda: _tracking(settings))
     yield _clock()
     yield from _disk(settings)
 
@@ -379,6 +380,28 @@ def _clock_is_synchronised() -> bool | None:
     return not status & _STA_UNSYNC
 
 
+def _tracking(settings: "Settings") -> Iterator[Finding]:
+    """Asks the server, in a child process as the service does, whether it knows us."""
+    tracking = settings.tracking
+    if not tracking.enabled:
+        return
+    from consumer.bootstrap_tracking import check_tracking, run_facts
+
+    check_tracking(settings)
+    from consumer.adapters.tracking.wandb_tracker import probe
+    from consumer.log import redacted
+
+    facts = run_facts(settings, {})
+    if tracking.mode == "offline":
+        yield Finding("tracking", "pass", f"runs are written to {facts.folder}")
+    elif (wrong := probe(facts)) is None:
+        yield Finding("tracking", "pass", f"the server takes runs of the project {tracking.project}")
+    else:
+        fix = 'set wandb.base_url and wandb.api_key, or tracking.mode = "offline"'
+        # Labels do not need it: the run is then written to disk alone.
+        yield Finding("tracking", "warn", f"the server does not know us: {redacted(wrong)}", fix)
+
+
 _LOW_BYTES = 1024**3
 _TOO_LOW_BYTES = 100 * 1024**2
 
@@ -387,6 +410,10 @@ def _disk(settings: "Settings") -> Iterator[Finding]:
     from consumer.bootstrap_model import cache_folder
 
     folders = {"models": cache_folder()}
+    if settings.tracking.enabled:
+        from consumer.bootstrap_tracking import runs_folder
+
+        folders["runs"] = runs_folder(settings)
     if settings.log.file:
         folders["log file"] = Path(settings.log.file).resolve().parent
     for purpose, folder in folders.items():

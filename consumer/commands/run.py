@@ -38,15 +38,15 @@ def run(
     13 a decode that does not return, 14 no sandbox, 15 range not done, 70 anything else.
     """
     from consumer.commands.doctor import check_client_properties
-    from consumer.console import settings_from
+    from consumer.console import settings_and_sources_from
     from consumer.rights import named_in_full
     from consumer.service import end_service, run_service
 
-    settings = settings_from(ctx)
+    settings, sources = settings_and_sources_from(ctx)
     check_client_properties(settings)
     if since is None and until is None and group is None:
         try:
-            run_service(settings, resume=resume)
+            run_service(settings, resume=resume, sources=sources)
         except Fatal as error:
             end_service(named_in_full(error, settings.kafka))
         end_service()
@@ -60,7 +60,7 @@ def run(
     ended_by: Fatal | None = None
     with telling_progress(group) as on_progress:
         try:
-            run_service(settings, resume=resume, relabel=relabel, on_progress=on_progress)
+            run_service(settings, resume=resume, relabel=relabel, on_progress=on_progress, sources=sources)
         except Fatal as error:
             ended_by = named_in_full(error, settings.kafka)
     end_service(ended_by)

@@ -32,11 +32,13 @@ HEIGHTS = {
     "consumer.settings_sources": 2,
     "consumer.adapters": 3,
     "consumer.stages": 3,
+    "consumer.tracking": 3,
     "consumer.observer": 3,
     "consumer.flow": 5,
     "consumer.pipeline": 5,
     "consumer.health": 6,
     "consumer.bootstrap_model": 6,
+    "consumer.bootstrap_tracking": 6,
     "consumer.bootstrap": 7,
     "consumer.service": 8,
     "consumer.console": 8,
@@ -71,6 +73,7 @@ READ_THE_ENVIRONMENT = {
     "consumer.settings": "it is the one that does",
     "consumer.bootstrap_model": "XDG_CACHE_HOME: where this user's caches are is no setting of ours",
     "consumer.demo.service": "hands its own environment on to its child",
+    "consumer.adapters.tracking.child_process": "hands the little on to its child that W&B's client needs of it",
 }
 
 VENDORS = frozenset(

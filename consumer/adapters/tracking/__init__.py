@@ -1,0 +1,1 @@
+"""Where a replica's figures are noted over time."""
