@@ -651,3 +651,33 @@ def _fake_entry(delivery: Delivery, value: bytes, index: int) -> ImageJob | Skip
     if value.startswith(b"fake://"):
         return ImageJob(delivery, image_id, uri=value.decode(), record_index=index)
     return ImageJob(delivery, image_id, data=value, record_index=index)
+
+
+class FakeRunTracker:
+    """`ports.RunTracker` in memory."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.images: list[tuple[bytes, dict[str, object]]] = []
+        self.models: list[tuple[ModelInfo, str]] = []
+        self.closed = False
+
+    def figures(self, values: Mapping[str, float]) -> None:
+        """See the port."""
+        if not self.closed:
+            self.rows.append(dict(values))
+
+    def image(self, body: bytes, row: Mapping[str, object]) -> None:
+        """See the port."""
+        if not self.closed:
+            self.images.append((body, dict(row)))
+
+    def model(self, info: ModelInfo, source: str) -> None:
+        """See the port."""
+        if not self.closed:
+            self.models.append((info, source))
+
+    def close(self, timeout_s: float) -> None:
+        """See the port."""
+        del timeout_s
+        self.closed = True

@@ -22,7 +22,7 @@ def die_with_parent() -> None:
 
 def tie_grandchildren() -> None:
     """From now on what a library starts in this process stays in our group, and is killed when the thread that started
-    it ends: W&B's own process, which it puts into a session of its own, can outlive us for ever otherwise."""
+    it ends: W&B's own process, which its client puts into a session of its own, may outlive us otherwise."""
 
     class Tied(subprocess.Popen[Any]):
         def __init__(self, *args: Any, **how: Any) -> None:

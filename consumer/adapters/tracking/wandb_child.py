@@ -7,6 +7,7 @@ answer. What W&B's client, or the process that it starts, does here has no effec
 
 import io
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -27,6 +28,7 @@ STOPPED = 4
 
 _SHARE_OF_FINISH = 0.8  # the rest is for what comes after sending: to close files, and to end
 _IMAGE_MOST_PX = 512
+_FULL_BYTES = 1024 * 1024
 _ARTIFACT = "wandb-artifact://"
 
 
@@ -61,17 +63,26 @@ def _track(head: Mapping[str, Any], requests: BinaryIO, answers: BinaryIO) -> in
     except Exception as error:
         if head["mode"] != "online":
             raise
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        why = str(error).partition("\n")[0]
+        sys.stderr.write(f"{type(error).__name__}: {why}\n")
         return SERVER_REFUSED
     _answer(answers, {"began": run.folder, "url": run.url})
     try:
         while (request := _receive(requests)) is not None:
+            if request["do"] == "figures" and _disk_is_full(folder):
+                _answer(answers, {"lost": "the disk is full"})
             run.take(request)
     except KeyboardInterrupt:
         return STOPPED
     finally:
-        run.finish()
+        if not run.finish():
+            _answer(answers, {"unsent": run.folder})
     return 0
+
+
+def _disk_is_full(folder: Path) -> bool:
+    """W&B's client loses what it cannot write without a word."""
+    return shutil.disk_usage(folder).free < _FULL_BYTES
 
 
 # --- one run --------------------------------------------------------------------------------------------------------
@@ -148,10 +159,15 @@ class _Run:
         except Exception as error:
             self._run.config.update({"model_lineage": f"not noted: {type(error).__name__}"}, allow_val_change=True)
 
-    def finish(self) -> None:
-        """Send what is left, within the settings' time; what is not sent is on the disk."""
-        self._run.finish()
+    def finish(self) -> bool:
+        """Send what is left, within the settings' time; whether all is sent. What is not is on the disk."""
+        try:
+            self._run.finish()
+            sent = True
+        except TimeoutError:
+            sent = False
         self._wandb.teardown()  # waits for its process, which closes the run's files only now
+        return sent
 
 
 def _plain(value: Any) -> Any:
@@ -179,6 +195,7 @@ def _settings(head: Mapping[str, Any]) -> dict[str, Any]:
         "login_timeout": head["timeout_s"],
         "x_service_wait": head["start_s"],
         "finish_timeout": max(0.1, head["finish_s"] * _SHARE_OF_FINISH),
+        "finish_timeout_raises": True,
         "console": "off",
         "silent": True,
         "quiet": True,

@@ -99,6 +99,8 @@ class WandbTracker:
         self._close_by_s: float | None = None
         self._model: Mapping[str, Any] | None = None
         self._child: ChildProcess | None = None
+        self._began = False
+        self._said_lost = False
         self._thread = threading.Thread(target=self._serve, name="tracking", daemon=True)
         self._thread.start()
 
@@ -143,10 +145,16 @@ class WandbTracker:
         if not fits:
             self._dropped(1)
 
-    def _next(self, child: ChildProcess) -> _Item | None:
-        """Waits for it; None where the child ended or all is done."""
+    def _next(self, child: ChildProcess, begin_by_s: float) -> _Item | None:
+        """Waits for it, and for the run to have begun: what is handed to a child that cannot begin is lost. None where
+        the child ended or all is done. Raises NotTaken where the run does not begin."""
         with self._changed:
-            while not self._queue and self._close_by_s is None and child.running:
+            while child.running and not (self._began and (self._queue or self._close_by_s is not None)):
+                now_s = time.monotonic()
+                if self._close_by_s is not None and now_s >= self._close_by_s:
+                    return None
+                if not self._began and now_s >= begin_by_s:
+                    raise NotTaken("it does not begin")
                 self._changed.wait(_LOOK_S)
             if not self._queue or not child.running:
                 return None
@@ -186,13 +194,13 @@ class WandbTracker:
         except OSError as error:
             return f"its process cannot be started: {error}"
         self._child = child
+        self._began = False
         said = ""
         try:
             begun_s = time.monotonic()
             child.write(self._begin(), until_s=lambda: self._until_s(begun_s))
             self._hand_over(child)
         except NotTaken as error:
-            self._dropped(1)
             said = str(error)
         child.end_input()
         if self._close_by_s is None and child.running:
@@ -203,15 +211,26 @@ class WandbTracker:
         if code is None:
             child.kill()
             child.wait(time.monotonic() + _JOIN_S)
-            return f"the run was not sent within {self._facts.finish_s:g} s (tracking.finish_timeout_ms)"
+            return self._unsent()
         return self._verdict(code, child)
 
     def _hand_over(self, child: ChildProcess) -> None:
-        while (item := self._next(child)) is not None:
+        begin_by_s = time.monotonic() + self._patience_s
+        while (item := self._next(child, begin_by_s)) is not None:
             if item.request["do"] == "model":
                 self._model = item.request
-            begun_s = time.monotonic()
-            child.write(item.request, item.body, until_s=lambda begun_s=begun_s: self._until_s(begun_s))  # type: ignore[misc]
+            self._write(child, item)
+
+    def _write(self, child: ChildProcess, item: _Item) -> None:
+        begun_s = time.monotonic()
+        try:
+            child.write(item.request, item.body, until_s=lambda: self._until_s(begun_s))
+        except NotTaken:
+            self._dropped(1)
+            raise
+
+    def _unsent(self) -> str:
+        return f"the run was not sent within {self._facts.finish_s:g} s (tracking.finish_timeout_ms)"
 
     def _until_s(self, begun_s: float) -> float:
         patience_s = begun_s + self._patience_s
@@ -244,9 +263,19 @@ class WandbTracker:
         return f"its process {how_it_ended(code)}{because}"
 
     def _hear(self, said: dict[str, Any]) -> None:
+        if "lost" in said:
+            self._dropped(1)
+            if not self._said_lost:
+                self._said_lost = True
+                self._warn(f"figures are lost: {said['lost']} ({self._facts.folder})")
+        if "unsent" in said:
+            self._warn(f"{self._unsent()}. It is in {said['unsent']}: send it with `wandb sync`")
         if "began" in said:
             about = logger.bind(mode=self._mode, folder=str(said["began"]), url=str(said.get("url", "")))
             about.info("tracking: run {} began", self._facts.name)
+            with self._changed:
+                self._began = True
+                self._changed.notify_all()
 
 
 def probe(facts: RunFacts, *, program: Sequence[str] = PROGRAM, start_s: float = 30.0) -> str | None:
