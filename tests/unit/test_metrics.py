@@ -31,6 +31,7 @@ def _all_used() -> Metrics:
     metrics.commit(ok=True)
     metrics.commit(ok=False)
     metrics.store_down("s3://bucket", down=True)
+    metrics.tracking_dropped(3)
     metrics.model(ModelInfo("bird", "1", "sha256:ab", "tensorflow", "f32"))
     return metrics
 
@@ -57,6 +58,7 @@ def test_each_thing_that_happens_is_counted_under_its_name() -> None:
         ("ouzel_commits_total", (("result", "ok"),)): 1,
         ("ouzel_commits_total", (("result", "error"),)): 1,
         ("ouzel_store_down", (("store", "s3://bucket"),)): 1,
+        ("ouzel_tracking_dropped_total", ()): 3,
     }
     assert expected.items() <= samples.items()
     (model,) = [dict(labels) for name, labels in samples if name == "ouzel_model_info"]
