@@ -389,7 +389,7 @@ class Service:
     ) -> None:
         clock = SystemClock()
         observer = Observer(metrics, clock, notebook)
-        observer.model(ports.model.runtime.info, settings.model.source)
+        observer.serves(ports.model.runtime.info, settings.model.source)
         self._ports = ports
         self._health = health
         budget = ByteBudget(settings.pipeline.max_in_flight_bytes)

@@ -60,11 +60,11 @@ class Observer:
             self.metrics.image("skipped")
             self.metrics.skipped(outcome.reason)
 
-    def model(self, info: ModelInfo, source: str) -> None:
-        """The model that labels from now on, and the `model.source` that it came from."""
-        self.metrics.model(info)
+    def serves(self, model: ModelInfo, source: str | None = None) -> None:
+        """This model labels from now on; `source` is the `model.source` that it came from, None: the same as before."""
+        self.metrics.model(model)
         if self._notebook is not None:
-            self._notebook.model(info, source)
+            self._notebook.model(model, source)
 
     def decoded(self, job: ImageJob, body: bytes) -> None:
         """An image's encoded bytes became pixels, and are let go of after this."""

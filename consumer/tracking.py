@@ -70,6 +70,7 @@ class Notebook:
         self._round = 0
         self._kept: dict[int, tuple[int, ImageJob, bytes]] = {}
         self._named: set[str] = set()
+        self._source = ""
         self._before = read(metrics)
         self._since_s = monotonic_s()
         self._closing = threading.Event()
@@ -90,9 +91,11 @@ class Notebook:
 
     # --- told by the stages -----------------------------------------------------------------------------------------
 
-    def model(self, info: ModelInfo, source: str) -> None:
-        """The model that labels from now on."""
-        self._tracker.model(info, redact_uri(source) if "://" in source else source)
+    def model(self, info: ModelInfo, source: str | None = None) -> None:
+        """The model that labels from now on, and where it came from; None: from where the last one did."""
+        if source is not None:
+            self._source = redact_uri(source) if "://" in source else source
+        self._tracker.model(info, self._source)
 
     def labelled(self, outcome: Labelled) -> None:
         """An image is finished."""

@@ -184,8 +184,10 @@ def test_an_image_that_is_never_labelled_is_let_go_of() -> None:
 
 def test_the_model_is_noted_with_where_it_is_from() -> None:
     bench = Bench()
-    bench.observer.model(INFO, "s3://key:secret@models/birds:production")
-    assert bench.tracker.models == [(INFO, "s3://models/birds:production")]
+    later = replace(INFO, version="2")
+    bench.observer.serves(INFO, "s3://key:secret@models/birds:production")
+    bench.observer.serves(later)
+    assert bench.tracker.models == [(INFO, "s3://models/birds:production"), (later, "s3://models/birds:production")]
 
 
 def test_closing_notes_what_the_last_interval_had() -> None:
