@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consumer import __version__
+from consumer.adapters.cpu_flags import cpu_flags, cpu_name, noted
 from consumer.bootstrap_model import state_folder
-from consumer.cpu import cpu_flags, quota_cores
+from consumer.cpu import quota_cores
 from consumer.errors import SettingsError
 from consumer.extras import missing
 from consumer.kafka_properties import is_secret
@@ -74,7 +75,7 @@ def run_facts(settings: Settings, sources: Provenance) -> "RunFacts":
         folder=runs_folder(settings),
         config={
             "versions": {"ouzel": __version__, "python": sys.version.split()[0], **_versions()},
-            "cpu": {"cores": quota_cores(), "flags": " ".join(cpu_flags())},
+            "cpu": {"name": cpu_name(), "cores": quota_cores(), "flags": " ".join(noted(cpu_flags()))},
             "settings": told_settings(settings, sources),
         },
         base_url=wandb.base_url,

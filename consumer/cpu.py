@@ -18,17 +18,6 @@ def quota_cores(
     return max(1, math.ceil(cores))
 
 
-_TOLD_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16",
-               "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve")  # fmt: skip
-
-
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
-    """Those of the CPU's flags that decide how fast a model runs; none where the system does not tell."""
-    lines = (line.partition(":") for line in _read(cpuinfo).splitlines())
-    flags = next((value.split() for name, _, value in lines if name.strip() in {"flags", "Features"}), [])
-    return tuple(flag for flag in _TOLD_FLAGS if flag in flags)
-
-
 def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

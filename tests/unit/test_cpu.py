@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.cpu import cpu_flags, quota_cores
+from consumer.cpu import quota_cores
 
 
 @pytest.fixture(autouse=True)
@@ -89,10 +89,3 @@ def test_nonsense_in_the_files_is_no_quota(host: Host) -> None:
 
 def test_this_machine_has_at_least_one_core() -> None:
     assert quota_cores() >= 1
-
-
-def test_the_flags_that_decide_how_fast_a_model_runs_are_told(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_vnni\nbugs\t: none\n")
-    assert cpu_flags(cpuinfo) == ("avx2", "avx512_vnni")
-    assert cpu_flags(tmp_path / "absent") == ()
