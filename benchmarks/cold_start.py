@@ -24,12 +24,17 @@ from consumer.adapters.runtimes.kinds import KINDS, is_installed
 # What a replica does until its model is warm, in a process that has imported nothing else.
 _START = """
 import json, os, resource
+from pathlib import Path
 from consumer import bootstrap_model, service
+from consumer.log import configure
+from consumer.settings import load
+from consumer.stages.batch import padded_sizes
 settings = load()
+configure(settings.log)
 model = bootstrap_model.load_model(settings)
 model.runtime.warm_up(padded_sizes(settings.batch.max_size))
 usage = resource.getrusage(resource.RUSAGE_SELF)
-pages = int(open("/proc/self/statm").read().split()[1])
+pages = int(Path("/proc/self/statm").read_text().split()[1])
 mib = round(pages * resource.getpagesize() / 2**20, 1)
 print(json.dumps({"cpu_s": round(usage.ru_utime + usage.ru_stime, 3), "resident_mib": mib}), flush=True)
 os._exit(0)  # what tidying up takes is not what is measured
@@ -57,15 +62,14 @@ def main() -> None:
 
 def started(runtime: str, cache: Path) -> dict[str, float]:
     """One start: seconds until the model is warm, CPU seconds, and resident MiB."""
-    birds = BirdModel.find()
+    birds = BirdModel.find() if runtime != "null" else None  # which has other classes than these
     environment = {**os.environ, **(birds.environment if birds else {})}
-    environment |= {"OUZEL_MODEL__RUNTIME": runtime, "XDG_CACHE_HOME": str(cache)}
+    environment |= {"OUZEL_MODEL__RUNTIME": runtime, "OUZEL_LOG__LEVEL": "WARNING", "XDG_CACHE_HOME": str(cache)}
     began_s = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-c", _START],
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
     ) as child:
         assert child.stdout is not None
         line = child.stdout.readline()
