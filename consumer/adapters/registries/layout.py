@@ -100,7 +100,9 @@ class Aliases:
         try:
             found = json.loads(text)
             history = {alias: tuple(versions) for alias, versions in found.items()}
-            right = all(versions and all(map(is_number, versions)) for versions in history.values())
+            right = all(
+                isinstance(versions, list) and versions and all(map(is_number, versions)) for versions in found.values()
+            )
         except (ValueError, TypeError, AttributeError):
             right = False
         if not right:

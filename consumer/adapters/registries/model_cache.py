@@ -154,6 +154,11 @@ class ModelCache:
         if held is not None:
             held.close()
 
+    def close(self) -> None:
+        """This process uses none of them any more. Idempotent."""
+        for digest in list(self._held):
+            self.release(digest)
+
     # --- what is here -----------------------------------------------------------------------------------------------
 
     def _here(self, digest: str) -> Path | None:
@@ -202,8 +207,7 @@ class ModelCache:
             if wanted and digest != wanted:
                 raise ModelCorrupt(
                     f"{source}, version {meant.version}: what was fetched is {digest}, and not {wanted}",
-                    remedy="it is another model than was registered, or pinned: correct the pin, or look who changed
-                    it",
+                    remedy="it is another model than was registered, or pinned: correct the pin, or ask who changed it",
                 )
             sync_tree(model)
             _make_read_only(model)
@@ -276,8 +280,8 @@ class ModelCache:
     # --- garbage ----------------------------------------------------------------------------------------------------
 
     def _collect(self, source: str) -> None:
-        """Take away the versions of a source beyond those kept, the longest unused first; never what a process
-        holds.""" with self._locked():
+        """Take away the versions of a source beyond those kept, the longest unused first; never one in use."""
+        with self._locked():
             mine = set(self._read(source).digests.values())
             others: set[str] = set()
             for path in (self._folder / "sources").glob("*.json"):

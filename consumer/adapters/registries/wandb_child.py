@@ -1,16 +1,15 @@
-"""The child's side of `wandb_registry`: one question, then the end.
+"""The child's side of `wandb_registry`: questions about one model.
 
-W&B's client starts a process of its own, has calls without a time-out, and can hang at its exit. All of that is here,
-in a
-process group that the parent kills at its deadline. A line of JSON comes in; lines of JSON go out: `ready` once the
-client is loaded and before it asks anybody, then `answer` or `error`.
+W&B's client starts a process of its own, has calls without a time-out, and can hang at its exit. All of that is below
+this process, which the parent kills with all it started at a deadline. A line of JSON is a question, the first one the
+settings; a line of JSON is an answer: `ready` once the client is loaded and before it asks anybody, then `answer` or
+`error`.
 """
 
 import errno
 import json
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,9 +24,9 @@ _TELL_MOST = 1_000
 
 
 def main() -> NoReturn:
-    """Answer the question on stdin."""
+    """Answer the questions on stdin, until it ends or the parent does."""
     die_with_parent()
-    question = json.loads(sys.stdin.readline())
+    questions = os.fdopen(os.dup(0))
     answers = os.fdopen(os.dup(1), "w")
     with Path(os.devnull).open("r+b", buffering=0) as nowhere:
         os.dup2(nowhere.fileno(), 0)
@@ -37,48 +36,58 @@ def main() -> NoReturn:
         answers.write(json.dumps(line) + "\n")
         answers.flush()
 
-    try:
-        _prepare(question)
-        import wandb
+    settings = json.loads(questions.readline())
+    _prepare(settings)
+    import wandb
 
-        say(ready=wandb.__version__)
-        say(answer=_Asking(wandb, question).answer())
-    except Exception as error:
-        say(error=_kind(error), message=_said(error), errno=_disk_errno(error))
+    say(ready=wandb.__version__)
+    asking = _Asking(wandb, settings)
+    for line in questions:
+        try:
+            say(answer=asking.answer(json.loads(line)))
+        except Exception as error:
+            say(error=_kind(error), message=_said(error), errno=_disk_errno(error))
     while True:
         # The parent ends us, and what the client started as long as it can be found below us. The client's own exit
         # waits for a server that may be gone.
         signal.pause()
 
 
-def _prepare(question: Mapping[str, Any]) -> None:
+def _prepare(settings: Mapping[str, Any]) -> None:
     """What the client takes from the environment alone. What the user has set there stands."""
     os.environ["WANDB_SILENT"] = "true"
     os.environ["WANDB_CONSOLE"] = "off"
-    # Copies of what is uploaded, caches and logs: of no use after this question.
-    os.environ["TMPDIR"] = question["scratch"]
-    os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_DIR"] = question["scratch"]
-    os.environ["WANDB_CACHE_DIR"] = str(Path(question["scratch"]) / "cache")
-    if question["base_url"]:
-        os.environ["WANDB_BASE_URL"] = question["base_url"]
-    if question["api_key"]:
-        os.environ["WANDB_API_KEY"] = question["api_key"]
+    # Copies of what is uploaded, caches and logs: of no use after these questions.
+    scratch = settings["scratch"]
+    os.environ["TMPDIR"] = os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_DIR"] = scratch
+    os.environ["WANDB_CACHE_DIR"] = str(Path(scratch) / "cache")
+    if settings["base_url"]:
+        os.environ["WANDB_BASE_URL"] = settings["base_url"]
 
 
 class _Asking:
-    """One question to the server."""
+    """Questions about one model."""
 
-    def __init__(self, wandb: Any, question: Mapping[str, Any]) -> None:
+    def __init__(self, wandb: Any, settings: Mapping[str, Any]) -> None:
         self._wandb = wandb
-        self._question = question
-        self._path: str = question["path"]
+        self._scratch: str = settings["scratch"]
+        self._api_key: str | None = settings["api_key"] or None
+        self._timeout_s: int = settings["timeout_s"]
+        self._path: str = settings["path"]
         """`entity/project/name`, or of a registry `[organisation/]wandb-registry-NAME/name`."""
-        self._api = wandb.Api(timeout=question["timeout_s"])
+        self._opened: Any = None
 
-    def answer(self) -> Any:
-        """What the parent asked for, as JSON."""
-        ask = getattr(self, f"_{self._question['do']}")
-        return ask(**self._question["with"])
+    @property
+    def _api(self) -> Any:
+        """Asks the server who we are when it is opened."""
+        if self._opened is None:
+            self._opened = self._wandb.Api(timeout=self._timeout_s, api_key=self._api_key)
+        return self._opened
+
+    def answer(self, question: Mapping[str, Any]) -> Any:
+        """What the parent asks for, as JSON."""
+        ask = getattr(self, f"_{question['do']}")
+        return ask(**question["with"])
 
     def _resolve(self, alias: str) -> Any:
         return _told(self._version(alias))
@@ -94,14 +103,17 @@ class _Asking:
 
     def _upload(self, folder: str, digest: str, gate: str, aliases: Sequence[str], target: Mapping[str, str]) -> Any:
         wandb = self._wandb
+        if (mode := wandb.setup().settings.mode) not in {"online", "shared"}:
+            raise RuntimeError(f"nothing can be registered with WANDB_MODE={mode}")
         artifact = wandb.Artifact(target["name"], type=_TYPE, metadata={"ouzel_digest": digest, "gate": gate})
         artifact.add_dir(folder, policy="immutable", skip_cache=True)
         run = wandb.init(
             entity=target["entity"] or None,
             project=target["project"],
             job_type="register",
-            dir=self._question["scratch"],
+            dir=self._scratch,
             settings=wandb.Settings(
+                api_key=self._api_key,
                 silent=True,
                 console="off",
                 # Nothing of this machine or of what is installed on it belongs to a model.

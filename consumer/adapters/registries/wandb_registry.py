@@ -1,6 +1,6 @@
 """A model's versions in Weights & Biases: an artifact's collection in a project, or in a registry of the organisation.
 
-Every question is asked by a child process (`wandb_child`) that is killed with all it started at the deadline: the
+Questions are asked by a child process (`wandb_child`) that is killed with all it started at a deadline: the
 client
 has requests without a time-out, and can hang at its exit. The key goes to the child through a pipe: neither the command
 line nor the environment of a process shows it.
@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO
 
 from consumer.adapters.models.manifest import verify
 from consumer.adapters.models.model_file import read_model_file
@@ -58,7 +59,13 @@ class WandbRegistry:
         self, path: str, *, base_url: str, api_key: str, project: str, question_s: float, transfer_s: float
     ) -> None:
         self._path = path
-        self._server = {"base_url": base_url, "api_key": api_key, "timeout_s": max(1, round(question_s))}
+        self._server = {
+            "path": path,
+            "base_url": base_url,
+            "api_key": api_key,
+            "timeout_s": max(1, round(question_s)),
+        }
+        self._child: _Child | None = None
         self._project = project
         self._question_s = question_s
         self._transfer_s = transfer_s
@@ -69,7 +76,7 @@ class WandbRegistry:
         return sorted(map(_version, found), key=lambda each: int(each.version.lstrip("v") or 0), reverse=True)
 
     def resolve(self, alias: str) -> ModelVersion:
-        """See `ports.ModelRegistry`. Costs about two seconds of this machine's time, for the client's start."""
+        """See `ports.ModelRegistry`. The first question costs about two seconds of CPU, for the client's start."""
         return _version(self._ask("resolve", {"alias": alias or "latest"}, self._question_s))
 
     def download(self, version: ModelVersion, into: Path, moved: BytesMoved) -> None:
@@ -127,16 +134,21 @@ class WandbRegistry:
         deadline_s: float,
         look: Callable[[], None] = lambda: None,
     ) -> Any:
-        question = {**self._server, "path": self._path, "do": what, "with": arguments}
         where = f"W&B, {self._path}"
-        with _Child(question) as child:
-            try:
-                child.line(_START_S)
-                answer = child.line(deadline_s, look)
-            except TimeoutError:
-                raise ModelsUnavailable(f"{where}: no answer within {deadline_s:g} s") from None
-            except EOFError:
-                raise ModelsUnavailable(f"{where}: the client ended without an answer{child.complaint()}") from None
+        child = self._ready_child()
+        try:
+            child.say({"do": what, "with": arguments})
+            answer = child.line(deadline_s, look)
+        except TimeoutError:
+            self.close()
+            raise ModelsUnavailable(f"{where}: no answer within {deadline_s:g} s") from None
+        except EOFError:
+            said = child.complaint()
+            self.close()
+            raise ModelsUnavailable(f"{where}: the client ended without an answer{said}") from None
+        except BaseException:
+            self.close()
+            raise
         if "answer" in answer:
             return answer["answer"]
         said = f"{where}: {answer.get('message', '')}"
@@ -151,6 +163,25 @@ class WandbRegistry:
                 said, remedy="set wandb.api_key (OUZEL_WANDB__API_KEY, or WANDB_API_KEY) to a key with this right"
             )
         raise ModelsUnavailable(said)
+
+    def _ready_child(self) -> "_Child":
+        """One that was started for an earlier question, or a new one."""
+        if self._child is None or self._child.ended:
+            self.close()
+            self._child = _Child(self._server)
+            try:
+                self._child.line(_START_S)
+            except (TimeoutError, EOFError) as error:
+                said = self._child.complaint()
+                self.close()
+                raise ModelsUnavailable(f"W&B's client does not start: {said or type(error).__name__}") from None
+        return self._child
+
+    def close(self) -> None:
+        """End the client. It also ends with this object, and with this process. Idempotent."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
 
 
 def _version(told: Mapping[str, Any]) -> ModelVersion:
@@ -182,17 +213,12 @@ def _started_by(pid: int) -> list[int]:
 
 
 class _Child:
-    """One process, and all that it started, gone when the context is left."""
+    """One process, and all that it started, ended by `close`, or with this object."""
 
-    def __init__(self, question: Mapping[str, object]) -> None:
-        self._question = question
-
-    def __enter__(self) -> Self:
-        self._files = contextlib.ExitStack()
-        self._complaints = self._files.enter_context(tempfile.TemporaryFile())
-        scratch = self._files.enter_context(
-            tempfile.TemporaryDirectory(prefix="ouzel-wandb-", ignore_cleanup_errors=True)
-        )
+    def __init__(self, settings: Mapping[str, object]) -> None:
+        files = contextlib.ExitStack()
+        self._complaints: BinaryIO = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - it is one
+        scratch = files.enter_context(tempfile.TemporaryDirectory(prefix="ouzel-wandb-", ignore_cleanup_errors=True))
         path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
         # It inherits the environment, so that the user's own WANDB_* are heard; nobody of ours reads them.
         self._process = subprocess.Popen(  # noqa: S603 - this Python, and a line of ours
@@ -203,35 +229,32 @@ class _Child:
             bufsize=0,
             start_new_session=True,  # a group of its own, which is killed as one; a Ctrl-C is not its
         )
-        assert self._process.stdin is not None  # noqa: S101
-        assert self._process.stdout is not None  # noqa: S101
-        self._pipe = self._process.stdout.fileno()
+        self.close = weakref.finalize(self, _end, self._process, files)
         self._held = b""
-        with contextlib.suppress(BrokenPipeError):  # then it says nothing either
-            self._process.stdin.write(json.dumps({**self._question, "scratch": scratch}).encode() + b"\n")
-            self._process.stdin.close()
-        return self
+        self.say({**settings, "scratch": scratch})
 
-    def __exit__(self, *_: object) -> None:
-        # The client's own process has a session of its own, and one with something left to send outlives its parent.
-        for pid in [self._process.pid, *_started_by(self._process.pid)]:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_REAP_S)
-        assert self._process.stdout is not None  # noqa: S101
-        self._process.stdout.close()
-        self._files.close()
+    @property
+    def ended(self) -> bool:
+        """Whether it can be asked nothing more."""
+        return self._process.poll() is not None
+
+    def say(self, line: Mapping[str, object]) -> None:
+        """A line to it. One that is gone is found out by its silence."""
+        assert self._process.stdin is not None  # noqa: S101
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(line).encode() + b"\n")
 
     def line(self, deadline_s: float, look: Callable[[], None] = lambda: None) -> Mapping[str, Any]:
         """The next line. Raises TimeoutError and EOFError."""
+        assert self._process.stdout is not None  # noqa: S101
+        pipe = self._process.stdout.fileno()
         until_s = time.monotonic() + deadline_s
         while b"\n" not in self._held:
             left_s = until_s - time.monotonic()
             if left_s <= 0 or len(self._held) > _LINE_MOST_BYTES:
                 raise TimeoutError
-            if select.select([self._pipe], [], [], min(left_s, _LOOK_S))[0]:
-                if not (part := os.read(self._pipe, 65536)):
+            if select.select([pipe], [], [], min(left_s, _LOOK_S))[0]:
+                if not (part := os.read(pipe, 65536)):
                     raise EOFError
                 self._held += part
             look()
@@ -244,3 +267,16 @@ class _Child:
         self._complaints.seek(0)
         said = self._complaints.read().decode(errors="replace").strip().splitlines()
         return f": {said[-1][:500]}" if said else ""
+
+
+def _end(process: "subprocess.Popen[bytes]", files: contextlib.ExitStack) -> None:
+    # The client's own process has a session of its own, and one with something left to send outlives its parent.
+    for pid in [process.pid, *_started_by(process.pid)]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_REAP_S)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    files.close()
