@@ -19,6 +19,7 @@ from consumer.bootstrap_registries import (
     obtain_folder,
     open_registry,
     reference_of,
+    told_in_steps,
 )
 from consumer.cpu import quota_cores
 from consumer.errors import CannotRun, ModelError
@@ -106,7 +107,7 @@ def obtain_package(
         return _default_package(settings, progress)
     if not is_versioned(reference):
         return open_folder(settings, Path(reference.location), pin=reference.pin)
-    found = obtain_folder(settings, reference, cache_folder(), version=version, progress=progress)
+    found = obtain_folder(settings, reference, cache_folder(), version=version, moved=told_in_steps(progress))
     return open_folder(settings, found.path, name=reference.name, version=found.version)
 
 

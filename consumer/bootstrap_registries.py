@@ -9,7 +9,7 @@ from consumer.bootstrap_clouds import s3_access, s3_endpoint
 from consumer.errors import Fatal, ModelSourceUnreachable, ModelsUnavailable, SettingsError
 from consumer.extras import missing
 from consumer.model_reference import DEFAULT, ModelReference, parse_reference
-from consumer.ports import ModelRegistry, ModelVersion
+from consumer.ports import BytesMoved, ModelRegistry, ModelVersion
 from consumer.settings import Settings
 
 if TYPE_CHECKING:
@@ -88,24 +88,31 @@ def obtain_folder(
     cache_folder: Path,
     *,
     version: ModelVersion | None = None,
-    progress: Progress,
+    moved: BytesMoved,
 ) -> "ModelFolder":
     """The folder of the model that a reference stands for, verified: where it lies on this disk, else in the cache.
+
+    Args:
+        settings: how registries are reached.
+        reference: what is meant.
+        cache_folder: below which models are kept.
+        version: what the registry said before; then no other.
+        moved: told the bytes that are fetched.
 
     Raises:
         ModelSourceUnreachable, ModelError, NotAuthorized: see `ModelCache.obtain`.
         ModelsUnavailable: the registry does not answer, and `version` was asked for.
     """
-    registry = open_registry(settings, reference)
     if reference.scheme == "file":
         return _where_it_lies(reference, version)
+    registry = open_registry(settings, reference)
     return model_cache(cache_folder, settings.model.cache_versions).obtain(
         str(reference.model),
         registry,
         alias=reference.alias,
         pin=reference.pin,
         version=version,
-        progress=_told_in_steps(progress),
+        progress=moved,
     )
 
 
@@ -114,6 +121,9 @@ def _where_it_lies(reference: ModelReference, version: ModelVersion | None) -> "
     from consumer.adapters.registries.layout import folder_digest, model_inside
     from consumer.adapters.registries.model_cache import ModelFolder
 
+    if not is_versioned(reference):
+        folder = model_inside(Path(reference.location))
+        return ModelFolder(folder, "", folder_digest(folder, pin=reference.pin), from_cache=True)
     registry = FileRegistry(Path(reference.location))
     try:
         found = version or registry.resolve(reference.alias)
@@ -144,7 +154,7 @@ def _need(extra: str, *modules: str) -> None:
         )
 
 
-def _told_in_steps(progress: Progress) -> Callable[[int, int | None], None]:
+def told_in_steps(progress: Progress) -> BytesMoved:
     """Bytes as a share and words; a line for each twentieth, not for each piece."""
     told = -1
 

@@ -55,26 +55,37 @@ class FileHarness:
 
 
 class S3Harness:
-    """A real S3 server, behind a proxy that makes trouble."""
+    """A real S3 server; it breaks down by a proxy before it that makes trouble."""
 
     def __init__(self, _folder: Path) -> None:
         server = running_server()
         self.bucket = f"models-{uuid.uuid4().hex[:12]}"
         server.make_bucket(self.bucket)
         self.proxy = FaultyProxy(server.port)
+        self.proxy.fault = "error-500"
+        self.broken = False
         self.registry: ModelRegistry = self.open()
 
     def open(self) -> S3Registry:
-        clients = S3Clients(
-            endpoint=Endpoint(self.proxy.url),
-            region=REGION,
-            path_style=True,
-            access=S3Access(access_key_id=ACCESS_KEY, secret_access_key=SECRET_KEY),
+        whole, broken = (
+            S3Clients(
+                endpoint=Endpoint(url),
+                region=REGION,
+                path_style=True,
+                access=S3Access(access_key_id=ACCESS_KEY, secret_access_key=SECRET_KEY),
+            )
+            for url in (running_server().url, self.proxy.url)
         )
-        return S3Registry(clients.open, self.bucket, "team/birds", question_s=20, transfer_s=60)
+        return S3Registry(
+            lambda bucket: (broken if self.broken else whole).open(bucket),
+            self.bucket,
+            "team/birds",
+            question_s=20,
+            transfer_s=60,
+        )
 
     def break_down(self) -> None:
-        self.proxy.fault = "error-500"
+        self.broken = True
 
     def close(self) -> None:
         self.proxy.__exit__(None, None, None)

@@ -22,7 +22,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from loguru import logger
 
@@ -70,7 +69,8 @@ class ModelCache:
     def __init__(self, folder: Path, keep_versions: int) -> None:
         self._folder = folder
         self._keep = keep_versions
-        self._held: dict[str, IO[str]] = {}
+        self._held: dict[str, int] = {}
+        """Locked descriptors, by digest without its head. Plain ones: nothing but us, or our end, closes them."""
 
     def obtain(
         self,
@@ -152,7 +152,7 @@ class ModelCache:
         """This process uses the model no more."""
         held = self._held.pop(digest.removeprefix("sha256:"), None)
         if held is not None:
-            held.close()
+            os.close(held)
 
     def close(self) -> None:
         """This process uses none of them any more. Idempotent."""
@@ -187,7 +187,7 @@ class ModelCache:
         with _unless_read_only(True):  # then nobody collects
             if name not in self._held:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._held[name] = path.open("a")
+                self._held[name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 fcntl.flock(self._held[name], fcntl.LOCK_SH)
             os.utime(path)
 
