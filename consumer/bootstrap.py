@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from consumer.bootstrap_clouds import s3_access, s3_endpoint
 from consumer.bootstrap_model import Model
 from consumer.clock import SystemClock
 from consumer.cpu import quota_cores
@@ -53,7 +54,6 @@ from consumer.tracking import Notebook
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import SchemaRegistryClient
 
-    from consumer.adapters.stores.clouds import Endpoint, S3Access
     from consumer.adapters.stores.s3_listing import S3Listing
 
 _FLUSH_S = 2.0  # after a drain nothing is under way, or its deadline has passed
@@ -127,10 +127,10 @@ def _bucket_stores(settings: Settings) -> Iterator[ImageStore]:
     if s3.buckets:
         yield s3_store(
             s3.buckets,
-            endpoint=_s3_endpoint(settings),
+            endpoint=s3_endpoint(settings),
             region=s3.region,
             path_style=s3.path_style,
-            access=_s3_access(settings),
+            access=s3_access(settings),
             max_concurrency=s3.max_concurrency,
         )
     if gcs.buckets:
@@ -161,40 +161,13 @@ def _fetch_cache(settings: FetchCacheSettings, clock: Clock, observer: Observer)
     )
 
 
-def _s3_endpoint(settings: Settings) -> "Endpoint":
-    from consumer.adapters.stores.clouds import Endpoint
-
-    s3 = settings.stores.s3
-    return Endpoint(
-        url=s3.endpoint_url,
-        ca_file=s3.ca_file,
-        proxy_url=s3.proxy_url,
-        connect_timeout_ms=s3.connect_timeout_ms,
-        read_timeout_ms=s3.read_timeout_ms,
-    )
-
-
-def _s3_access(settings: Settings) -> "S3Access":
-    from consumer.adapters.stores.clouds import S3Access
-
-    s3 = settings.stores.s3
-    return S3Access(
-        anonymous=s3.anonymous,
-        access_key_id=s3.access_key_id,
-        secret_access_key=s3.secret_access_key.get_secret_value(),
-        session_token=s3.session_token.get_secret_value(),
-        profile=s3.profile,
-        requester_pays=s3.requester_pays,
-    )
-
-
 def open_s3_listing(settings: Settings) -> "S3Listing":
     """What lists buckets, as `[stores.s3]` says. Raises SettingsError."""
     from consumer.adapters.stores.s3_listing import S3Listing
 
     s3 = settings.stores.s3
     return S3Listing(
-        endpoint=_s3_endpoint(settings), region=s3.region, path_style=s3.path_style, access=_s3_access(settings)
+        endpoint=s3_endpoint(settings), region=s3.region, path_style=s3.path_style, access=s3_access(settings)
     )
 
 

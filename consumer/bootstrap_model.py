@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
+from consumer.bootstrap_registries import (
+    is_versioned,
+    model_cache,
+    obtain_folder,
+    open_registry,
+    reference_of,
+    told_in_steps,
+)
 from consumer.cpu import quota_cores
 from consumer.errors import CannotRun, ModelError
 from consumer.model_spec import ModelPackage
-from consumer.ports import ImageDecoder, Labels, ModelRuntime, SandboxedDecoder
+from consumer.ports import ImageDecoder, Labels, ModelRuntime, ModelVersion, SandboxedDecoder
 from consumer.settings import ModelSettings, Settings
 from consumer.settings_tables import DecodeSettings
 
@@ -77,18 +85,65 @@ def load_model(settings: Settings, *, progress: Progress = lambda _share, _what:
     return load_package(settings, obtain_package(settings, progress=progress))
 
 
-def obtain_package(settings: Settings, *, progress: Progress = lambda _share, _what: None) -> ModelPackage:
-    """The model that `model.source` stands for now: fetched where it is not here yet, and verified. Raises: see
-    `load_model`."""
-    model = settings.model
-    if model.source == "default":
+def obtain_package(
+    settings: Settings,
+    *,
+    version: ModelVersion | None = None,
+    progress: Progress = lambda _share, _what: None,
+) -> ModelPackage:
+    """The model that `model.source` stands for now: fetched where it is not here yet, and verified.
+
+    Args:
+        settings: whose `model.source` it is.
+        version: what `resolve_source` said: this version then, and no other. None asks the registry, and where that
+        does not
+            answer takes what the alias stood for last from the cache.
+        progress: told what is built or fetched.
+
+    Raises: see `load_model`; ModelsUnavailable where `version` is given and the registry does not deliver it.
+    """
+    reference = reference_of(settings)
+    if reference is None:
         return _default_package(settings, progress)
-    return open_folder(settings, Path(model.source.removeprefix("file://")))
+    if not is_versioned(reference):
+        return open_folder(settings, Path(reference.location), pin=reference.pin)
+    found = obtain_folder(settings, reference, cache_folder(), version=version, moved=told_in_steps(progress))
+    return open_folder(settings, found.path, name=reference.name, version=found.version)
 
 
-def open_folder(settings: Settings, folder: Path, *, pin: str = "") -> ModelPackage:
-    """A model on this disk, verified: an artifact, or a bare one that the settings describe. Raises ModelError."""
+def release_package(settings: Settings, package: ModelPackage) -> None:
+    """It is used no more: the cache may let it go."""
+    model_cache(cache_folder(), settings.model.cache_versions).release(package.folder.name)
+
+
+def resolve_source(settings: Settings) -> ModelVersion | None:
+    """The version that `model.source` stands for now; one cheap question. None where it can stand for nothing else: the
+    default model, a pinned one, a model that lies on this disk itself.
+
+    Raises:
+        ModelsUnavailable: the registry does not answer for now.
+        ModelNotFound, NotAuthorized: see `ports.ModelRegistry`.
+    """
+    reference = reference_of(settings)
+    if settings.model.runtime == "null" or reference is None or reference.pin or not is_versioned(reference):
+        return None
+    return open_registry(settings, reference).resolve(reference.alias)
+
+
+def open_folder(settings: Settings, folder: Path, *, pin: str = "", name: str = "", version: str = "") -> ModelPackage:
+    """A model on this disk, verified: an artifact, or a bare one that the settings describe.
+
+    Args:
+        settings: what they say of a bare model, and whether a provisional one will do.
+        folder: the model's.
+        pin: the digest that it must have; empty for any.
+        name, version: of a bare model, where its registry gives it them.
+
+    Raises:
+        ModelError: it cannot be used; says why.
+    """
     from consumer.adapters.models.package import is_artifact, open_artifact, open_bare
+    from consumer.adapters.registries.layout import folder_digest
 
     model = settings.model
     if is_artifact(folder):
@@ -106,7 +161,10 @@ def open_folder(settings: Settings, folder: Path, *, pin: str = "") -> ModelPack
             f"model.labels is empty, and {folder}, a model without model.toml, has no names for its classes without it",
             remedy='set model.labels to its file: CSV "id,name" in any order, or one name a line',
         )
-    return open_bare(folder, _bare(model), decode=_decode_settings(settings))
+    if pin:
+        folder_digest(folder, pin=pin)
+    described = model.model_copy(update={"name": model.name or name, "version": model.version or version})
+    return open_bare(folder, _bare(described), decode=_decode_settings(settings))
 
 
 def load_package(settings: Settings, package: ModelPackage) -> Model:

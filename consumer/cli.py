@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from consumer import __version__
-from consumer.commands import classify, dlq, doctor, offsets, run, schemas, send, settings_command, tail, topics
+from consumer.commands import classify, dlq, doctor, model, offsets, run, schemas, send, settings_command, tail, topics
 from consumer.commands.demo import demo
 
 _HELP = """
@@ -23,7 +23,7 @@ Data goes to stdout, a table in a terminal and JSON lines when piped; all else g
 
 _EXIT_CODES = """
 [bold]Exit codes[/bold]  0 done · 1 some of it failed, and is listed · 2 wrong usage or settings · 3 model or device ·
-4 a model call that does not return · 5 no broker or schema registry ·
+4 a model call that does not return · 5 no broker, schema registry or model registry ·
 6 no such topic or schema · 7 not allowed · 8 output refused · 9 another member has this group.instance.id ·
 10 too many dead letters · 11 another `dlq replay` took over · 12 records lost to retention ·
 13 a decode that does not return · 14 no sandbox for suspects · 15 a range is not done yet ·
@@ -67,6 +67,7 @@ app.command("tail")(tail.tail)
 app.command("classify")(classify.classify)
 app.command("doctor")(doctor.doctor)
 app.command("settings")(settings_command.settings)
+app.add_typer(model.app, name="model")
 app.add_typer(topics.app, name="topics")
 app.add_typer(schemas.app, name="schemas")
 app.add_typer(offsets.app, name="offsets")

@@ -127,5 +127,5 @@ def _probes(settings: Settings, health: Health, metrics: Metrics) -> Iterator[No
 
 def _say_progress(share: float, what: str) -> None:
     """In a log, a line a step says more than a bar."""
-    logger.info("default model: {} ({:.0%})", what, share)
+    logger.info("model: {} ({:.0%})", what, share)
     sys.stderr.flush()

@@ -9,9 +9,11 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from consumer.errors import SettingsError
 from consumer.host_names import HostPattern
 from consumer.http_headers import check_header
 from consumer.kafka_properties import HEADROOM_BYTES, LARGEST_MESSAGE_BYTES, refusals
+from consumer.model_reference import DEFAULT, parse_reference
 from consumer.names import is_bucket_pattern, replay_marker_topic
 from consumer.settings_tables import HttpStoreSettings, Settings
 from consumer.times import rfc3339_ms
@@ -114,6 +116,11 @@ def _kafka(settings: Settings) -> Iterator[Conflict]:
 
 def _model(settings: Settings) -> Iterator[Conflict]:
     model = settings.model
+    if model.source != DEFAULT:
+        try:
+            parse_reference(model.source)
+        except SettingsError as error:
+            yield Conflict(("model.source",), str(error), error.remedy)
     if model.input_range[0] == model.input_range[1]:
         fix = "give what pixel values 0 and 255 become, such as [0.0, 1.0]"
         yield Conflict(("model.input_range",), "makes every pixel the same", fix)

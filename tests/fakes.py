@@ -2,10 +2,12 @@
 
 import hashlib
 import threading
-from collections import deque
+import tomllib
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,8 @@ from consumer.errors import (
     ImageNotFound,
     ImageTooLarge,
     MalformedMessage,
+    ModelNotFound,
+    ModelsUnavailable,
     NotAnImage,
     ReferenceRefused,
     SandboxFailed,
@@ -39,7 +43,7 @@ from consumer.messages import (
     Skipped,
     StoredImage,
 )
-from consumer.ports import AssignmentListener, CommitResult, OffsetLost, TopicFacts
+from consumer.ports import AssignmentListener, CommitResult, ModelVersion, OffsetLost, TopicFacts
 
 
 class FakeImageStore:
@@ -75,6 +79,97 @@ class FakeImageStore:
         if len(body) > max_bytes:
             raise ImageTooLarge(f"{len(body)} bytes, and {max_bytes} are the most")
         return StoredImage(body)
+
+
+class FakeModelRegistry:
+    """`ports.ModelRegistry` in memory. Switch `available` off to make it fail.
+
+    `while_downloading` is called after each file of a download, and may raise; `asked` counts calls by name. `spoil`
+    changes what a download writes.
+    """
+
+    def __init__(self) -> None:
+        self.available = True
+        self.asked: Counter[str] = Counter()
+        self.while_downloading: Callable[[Path], None] = lambda _written: None
+        self.spoil: Callable[[str, bytes], bytes] = lambda _name, body: body
+        self._files: dict[str, dict[str, bytes]] = {}
+        self._told: dict[str, tuple[str, str]] = {}
+        self._aliases: dict[str, list[str]] = {}
+
+    def put(self, files: Mapping[str, bytes], *, digest: str = "", gate: str = "original") -> str:
+        """Have a version, whoever made it; its number."""
+        number = str(len(self._files) + 1)
+        self._files[number], self._told[number] = dict(files), (digest, gate)
+        return number
+
+    def versions(self) -> Sequence[ModelVersion]:
+        """See `ports.ModelRegistry`."""
+        self._ask("versions")
+        return [self._version(number) for number in reversed(self._files)]
+
+    def resolve(self, alias: str) -> ModelVersion:
+        """See `ports.ModelRegistry`."""
+        self._ask("resolve")
+        if alias in {"", "latest"} and self._files:
+            return self._version(str(len(self._files)))
+        return self._version(self._aliases.get(alias, [alias])[0])
+
+    def download(self, version: ModelVersion, into: Path, moved: Callable[[int, int | None], None]) -> None:
+        """See `ports.ModelRegistry`."""
+        self._ask("download")
+        done = 0
+        for name, body in self._files[version.version].items():
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            (into / name).write_bytes(self.spoil(name, body))
+            done += len(body)
+            moved(done, version.size_bytes)
+            self.while_downloading(into / name)
+
+    def upload(self, folder: Path, *, aliases: Sequence[str], moved: Callable[[int, int | None], None]) -> ModelVersion:
+        """See `ports.ModelRegistry`."""
+        self._ask("upload")
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        digest = "sha256:" + hashlib.sha256(files["MANIFEST.sha256"]).hexdigest()
+        gate = tomllib.loads(files["model.toml"].decode())["gate"]["status"]
+        number = next((each for each, told in self._told.items() if told[0] == digest), "")
+        number = number or self.put(files, digest=digest, gate=gate)
+        size = sum(map(len, files.values()))
+        moved(size, size)
+        for alias in aliases:
+            self.point(alias, number)
+        return self._version(number)
+
+    def point(self, alias: str, version: str) -> str:
+        """See `ports.ModelRegistry`."""
+        self._ask("point")
+        self._version(version)
+        history = self._aliases.setdefault(alias, [])
+        before = history[0] if history else ""
+        if before != version:
+            history.insert(0, version)
+        return before
+
+    def roll_back(self, alias: str) -> ModelVersion:
+        """See `ports.ModelRegistry`."""
+        self._ask("roll_back")
+        if len(self._aliases.get(alias, [])) < 2:
+            raise ModelNotFound(f"{alias!r} stood for no version before")
+        self._aliases[alias].pop(0)
+        return self._version(self._aliases[alias][0])
+
+    def _ask(self, what: str) -> None:
+        self.asked[what] += 1
+        if not self.available:
+            raise ModelsUnavailable("switched off")
+
+    def _version(self, number: str) -> ModelVersion:
+        if number not in self._files:
+            raise ModelNotFound(f"no version {number!r}")
+        digest, gate = self._told[number]
+        aliases = tuple(sorted(alias for alias, history in self._aliases.items() if history[0] == number))
+        size = sum(map(len, self._files[number].values()))
+        return ModelVersion(number, digest=digest, aliases=aliases, size_bytes=size, gate=gate)
 
 
 # --- time ----------------------------------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ HEIGHTS = {
     "consumer.flow": 5,
     "consumer.pipeline": 5,
     "consumer.health": 6,
+    "consumer.bootstrap_clouds": 6,
+    "consumer.bootstrap_registries": 6,
     "consumer.bootstrap_model": 6,
     "consumer.bootstrap_tracking": 6,
     "consumer.bootstrap": 7,

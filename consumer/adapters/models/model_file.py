@@ -127,6 +127,14 @@ def read_model_file(folder: Path) -> ModelFile:
     return found
 
 
+def gate_status(text: str) -> str:
+    """The gate's status that the text of a `model.toml` says; empty where it cannot be read."""
+    try:
+        return _Gate.model_validate(tomllib.loads(text).get("gate", {})).status
+    except (tomllib.TOMLDecodeError, ValidationError):
+        return ""
+
+
 def write_model_file(
     folder: Path,
     spec: ModelSpec,

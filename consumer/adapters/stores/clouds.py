@@ -76,6 +76,51 @@ class S3Access:
     requester_pays: bool = False
 
 
+class S3Clients:
+    """Makes the client of a bucket, as `[stores.s3]` says.
+
+    Raises:
+        SettingsError: the extra is not installed, a file cannot be read, or a value will not do.
+    """
+
+    def __init__(self, *, endpoint: Endpoint, region: str, path_style: bool, access: S3Access) -> None:
+        need("s3", "obstore", "botocore")
+        self._options = endpoint.client_options()
+        self._chain = _AwsChain(access.profile)
+        self._endpoint, self._region, self._path_style, self._access = endpoint, region, path_style, access
+        _try_out(self.open, "s3")
+
+    def open(self, bucket: str) -> "S3Store":
+        """The client of a bucket; connects to nothing yet."""
+        from obstore.store import S3Store
+
+        access, endpoint = self._access, self._endpoint
+        config: S3Config = {"virtual_hosted_style_request": not self._path_style}
+        if endpoint.url:
+            config["endpoint"] = endpoint.url if self._path_style else _with_bucket(endpoint.url, bucket)
+        if place := self._region or self._chain.region():
+            config["region"] = place
+        if access.requester_pays:
+            config["request_payer"] = True
+        provider = None
+        if access.anonymous:
+            config["skip_signature"] = True
+        elif access.access_key_id:
+            config["access_key_id"] = access.access_key_id
+            config["secret_access_key"] = access.secret_access_key
+            if access.session_token:
+                config["session_token"] = access.session_token
+        else:
+            provider = self._chain.credentials
+        return S3Store(
+            bucket, config=config, client_options=self._options, retry_config=_RETRIES, credential_provider=provider
+        )
+
+    def forget_credentials(self) -> None:
+        """Look them up anew for the next client: they were refused."""
+        self._chain.forget()
+
+
 def s3_store(
     buckets: Iterable[str],
     *,
@@ -90,39 +135,11 @@ def s3_store(
     Raises:
         SettingsError: the extra is not installed, a file cannot be read, or a value will not do.
     """
-    need("s3", "obstore", "botocore")
-    options = endpoint.client_options()
-    chain = _AwsChain(access.profile)
-
-    def open_bucket(bucket: str) -> "S3Store":
-        from obstore.store import S3Store
-
-        config: S3Config = {"virtual_hosted_style_request": not path_style}
-        if endpoint.url:
-            config["endpoint"] = endpoint.url if path_style else _with_bucket(endpoint.url, bucket)
-        if place := region or chain.region():
-            config["region"] = place
-        if access.requester_pays:
-            config["request_payer"] = True
-        provider = None
-        if access.anonymous:
-            config["skip_signature"] = True
-        elif access.access_key_id:
-            config["access_key_id"] = access.access_key_id
-            config["secret_access_key"] = access.secret_access_key
-            if access.session_token:
-                config["session_token"] = access.session_token
-        else:
-            provider = chain.credentials
-        return S3Store(
-            bucket, config=config, client_options=options, retry_config=_RETRIES, credential_provider=provider
-        )
-
-    _try_out(open_bucket, "s3")
+    clients = S3Clients(endpoint=endpoint, region=region, path_style=path_style, access=access)
     return ObjectStore(
         BucketRules("s3", buckets, setting="stores.s3.buckets", version_parameter="versionId"),
-        open_bucket,
-        forget_credentials=chain.forget,
+        clients.open,
+        forget_credentials=clients.forget_credentials,
         max_concurrency=max_concurrency,
     )
 

@@ -66,6 +66,8 @@ class Found:
 
     error: InvalidMessage | StoreUnavailable
     credentials_refused: bool = False
+    denied: bool = False
+    """Whether the store answered that we may not, or that it does not know us."""
 
 
 def error_for(error: Exception, where: str, *, bucket_is_named: bool) -> Found:
@@ -93,7 +95,7 @@ def error_for(error: Exception, where: str, *, bucket_is_named: bool) -> Found:
     if absent := _absent(status, code):
         return Found(ImageNotFound(f"{said}: {absent}"))
     remedy = f": {_REMEDIES[code]}" if code in _REMEDIES else ""
-    return Found(StoreUnavailable(said + remedy), credentials_refused=code in _WHO_WE_ARE)
+    return Found(StoreUnavailable(said + remedy), credentials_refused=code in _WHO_WE_ARE, denied=status in {401, 403})
 
 
 def _absent(status: int, code: str) -> str:
