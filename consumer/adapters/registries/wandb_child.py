@@ -9,12 +9,11 @@ settings; a line of JSON is an answer: `ready` once the client is loaded and bef
 import errno
 import json
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from consumer.adapters.child_start import die_with_parent
+from consumer.adapters.child_start import die_with_parent, take_pipes, tie_grandchildren
 
 HISTORY = "ouzel_alias_history"
 """In a version's metadata, by collection and alias: the versions that the alias stood for before this one."""
@@ -26,11 +25,9 @@ _TELL_MOST = 1_000
 def main() -> NoReturn:
     """Answer the questions on stdin, until it ends or the parent does."""
     die_with_parent()
-    questions = os.fdopen(os.dup(0))
-    answers = os.fdopen(os.dup(1), "w")
-    with Path(os.devnull).open("r+b", buffering=0) as nowhere:
-        os.dup2(nowhere.fileno(), 0)
-        os.dup2(nowhere.fileno(), 1)  # what a library prints must not get between the lines
+    tie_grandchildren()
+    asked, told = take_pipes()
+    questions, answers = os.fdopen(asked), os.fdopen(told, "w")
 
     def say(**line: object) -> None:
         answers.write(json.dumps(line) + "\n")
@@ -47,10 +44,7 @@ def main() -> NoReturn:
             say(answer=asking.answer(json.loads(line)))
         except Exception as error:
             say(error=_kind(error), message=_said(error), errno=_disk_errno(error))
-    while True:
-        # The parent ends us, and what the client started as long as it can be found below us. The client's own exit
-        # waits for a server that may be gone.
-        signal.pause()
+    os._exit(0)  # and not by the client's own exit, which waits for a server that may be gone
 
 
 def _prepare(settings: Mapping[str, Any]) -> None:

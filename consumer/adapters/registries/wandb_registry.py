@@ -203,15 +203,6 @@ def _bytes_below(folder: Path) -> int:
     return found
 
 
-def _started_by(pid: int) -> list[int]:
-    """The processes below one; empty where the kernel does not say."""
-    found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [int(each) for each in path.read_text().split()]
-    return found + [each for child in list(found) for each in _started_by(child)]
-
-
 class _Child:
     """One process, and all that it started, ended by `close`, or with this object."""
 
@@ -270,10 +261,9 @@ class _Child:
 
 
 def _end(process: "subprocess.Popen[bytes]", files: contextlib.ExitStack) -> None:
-    # The client's own process has a session of its own, and one with something left to send outlives its parent.
-    for pid in [process.pid, *_started_by(process.pid)]:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+    # With what it started: see `child_start.tie_grandchildren`.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_REAP_S)
     for pipe in (process.stdin, process.stdout):
