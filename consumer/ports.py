@@ -366,8 +366,8 @@ class ModelRegistry(Protocol):
         ...
 
     def resolve(self, alias: str) -> ModelVersion:
-        """The version that an alias, or a version's own name, stands for now; `latest` is the newest. Cheap: replicas
-        ask often."""
+        """The version that an alias, or a version's own name, stands for now; nothing, or `latest`, is the newest.
+        Cheap: replicas ask often."""
         ...
 
     def download(self, version: ModelVersion, into: Path, moved: BytesMoved) -> None:
@@ -378,8 +378,11 @@ class ModelRegistry(Protocol):
         ...
 
     def upload(self, folder: Path, *, aliases: Sequence[str], moved: BytesMoved) -> ModelVersion:
-        """A verified artifact as a new version, complete before anybody sees it. Bytes that are there already (the same
-        digest) are no new version; that one is returned, with the aliases added."""
+        """An artifact as a new version, complete before anybody sees it. Bytes that are there already (the same digest)
+        are no new version; that one is returned, with the aliases added.
+
+        Raises also `ModelCorrupt`: it is not as its manifest says; and OSError: a folder cannot be written.
+        """
         ...
 
     def point(self, alias: str, version: str) -> str:

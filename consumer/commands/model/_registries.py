@@ -31,13 +31,18 @@ def reference_from(text: str | None, settings: "Settings") -> "ModelReference":
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """A registry that does not answer ends a command with exit code 5."""
+    """A registry that does not answer ends a command with exit code 5, a folder that cannot be written with 1."""
     from consumer.bootstrap_registries import unreachable
 
     try:
         yield
     except ModelsUnavailable as error:
         raise unreachable(error) from error
+    except OSError as error:
+        raise CommandRefused(
+            f"{error.filename or 'a folder'} cannot be written: {error.strerror or error}",
+            remedy="let this user write there, or make room",
+        ) from error
 
 
 @contextmanager
