@@ -88,7 +88,7 @@ def obtain_package(settings: Settings, *, progress: Progress = lambda _share, _w
 
 def open_folder(settings: Settings, folder: Path, *, pin: str = "") -> ModelPackage:
     """A model on this disk, verified: an artifact, or a bare one that the settings describe. Raises ModelError."""
-    from consumer.adapters.models.package import is_artifact, open_artifact, open_bare
+    from consumer.adapters.models.package import is_artifact, open_artifact, open_bare, refuse_bare_file
 
     model = settings.model
     if is_artifact(folder):
@@ -101,6 +101,7 @@ def open_folder(settings: Settings, folder: Path, *, pin: str = "") -> ModelPack
             key: value for key, value in _decode_settings(settings).items() if value != getattr(DecodeSettings(), key)
         }
         return open_artifact(folder, pin=pin, decode=changed, allow_provisional=model.allow_provisional)
+    refuse_bare_file(folder)
     if not model.labels:
         raise ModelError(
             f"model.labels is empty, and {folder}, a model without model.toml, has no names for its classes without it",
