@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from consumer import __version__
-from consumer.commands import classify, dlq, doctor, offsets, run, schemas, send, settings_command, tail, topics
+from consumer.commands import classify, dlq, doctor, model, offsets, run, schemas, send, settings_command, tail, topics
 from consumer.commands.demo import demo
 
 _HELP = """
@@ -67,6 +67,7 @@ app.command("tail")(tail.tail)
 app.command("classify")(classify.classify)
 app.command("doctor")(doctor.doctor)
 app.command("settings")(settings_command.settings)
+app.add_typer(model.app, name="model")
 app.add_typer(topics.app, name="topics")
 app.add_typer(schemas.app, name="schemas")
 app.add_typer(offsets.app, name="offsets")
