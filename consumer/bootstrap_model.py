@@ -96,8 +96,7 @@ def obtain_package(
     Args:
         settings: whose `model.source` it is.
         version: what `resolve_source` said: this version then, and no other. None asks the registry, and where that
-        does not
-            answer takes what the alias stood for last from the cache.
+            does not answer takes what the alias stood for last from the cache.
         progress: told what is built or fetched.
 
     Raises: see `load_model`; ModelsUnavailable where `version` is given and the registry does not deliver it.
@@ -142,7 +141,7 @@ def open_folder(settings: Settings, folder: Path, *, pin: str = "", name: str = 
     Raises:
         ModelError: it cannot be used; says why.
     """
-    from consumer.adapters.models.package import is_artifact, open_artifact, open_bare
+    from consumer.adapters.models.package import is_artifact, open_artifact, open_bare, refuse_bare_file
     from consumer.adapters.registries.layout import folder_digest
 
     model = settings.model
@@ -156,6 +155,7 @@ def open_folder(settings: Settings, folder: Path, *, pin: str = "", name: str = 
             key: value for key, value in _decode_settings(settings).items() if value != getattr(DecodeSettings(), key)
         }
         return open_artifact(folder, pin=pin, decode=changed, allow_provisional=model.allow_provisional)
+    refuse_bare_file(folder)
     if not model.labels:
         raise ModelError(
             f"model.labels is empty, and {folder}, a model without model.toml, has no names for its classes without it",

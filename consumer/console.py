@@ -74,6 +74,14 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, ti
     Console().print(table)
 
 
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """One thing's facts: a table of two columns in a terminal, one JSON line when piped; None is nothing to say."""
+    if not stdout_is_terminal():
+        print_json(facts)
+        return
+    print_table(({"": name, " ": value} for name, value in facts.items() if value is not None), ("", " "))
+
+
 def crash(error: Exception) -> NoReturn:
     """Say where a defect of ours showed, on stderr, without a secret in it, and end with exit code 70."""
     import traceback

@@ -17,6 +17,9 @@ Precision = Literal["f32", "bf16", "f16", "int8"]
 GateStatus = Literal["original", "accepted", "provisional", "rejected"]
 """`original`: made by training, nothing to compare it with. The others are what `ouzel model optimize` found: labels
 agree with the parent's; agree on too few images to tell; do not agree."""
+RuntimeName = Literal["tensorflow", "openvino", "onnxruntime", "litert"]
+MAX_SIDE = 65_535
+"""Pixels of the longest side of an input."""
 Resize = Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
 
 

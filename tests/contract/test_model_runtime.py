@@ -22,13 +22,24 @@ from consumer.adapters.image import PillowDecoder
 from consumer.adapters.labels import load_labels
 from consumer.adapters.models.package import BareModel, open_bare
 from consumer.adapters.models.saved_model import read_signature
+from consumer.adapters.runtimes.litert_runtime import LiteRtRuntime
 from consumer.adapters.runtimes.null_runtime import NullRuntime
+from consumer.adapters.runtimes.onnx_runtime import OnnxRuntime
 from consumer.adapters.runtimes.openvino_runtime import OpenVinoRuntime
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
 from consumer.errors import DeviceMissing, ModelError
 from consumer.ports import ModelRuntime
 from consumer.stages.rank import top_labels
-from tests.models import PHOTOGRAPHS, save_model, temporary_folder, tiny_model, tiny_saved_model
+from tests.models import (
+    PHOTOGRAPHS,
+    bare,
+    converting_here,
+    model_cache,
+    save_model,
+    temporary_folder,
+    tiny_model,
+    tiny_saved_model,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 BIRD = Path(os.environ.get("OUZEL_TEST_BIRD", ROOT.parent / "shared" / "bird"))
@@ -49,7 +60,24 @@ def openvino_runtime(folder: Path, *, device: str = "cpu", **described: Any) -> 
     )
 
 
-MAKERS: dict[str, Callable[..., ModelRuntime]] = {"tensorflow": tensorflow_runtime, "openvino": openvino_runtime}
+def onnx_runtime(folder: Path, **described: Any) -> OnnxRuntime:
+    """The same with ONNX Runtime."""
+    with converting_here():
+        return OnnxRuntime(bare(folder, **described), threads=2, device="cpu", cache=model_cache())
+
+
+def litert_runtime(folder: Path, **described: Any) -> LiteRtRuntime:
+    """The same with LiteRT."""
+    with converting_here():
+        return LiteRtRuntime(bare(folder, **described), threads=2, device="cpu", cache=model_cache())
+
+
+MAKERS: dict[str, Callable[..., ModelRuntime]] = {
+    "tensorflow": tensorflow_runtime,
+    "openvino": openvino_runtime,
+    "onnxruntime": onnx_runtime,
+    "litert": litert_runtime,
+}
 """Of a bare SavedModel. A runtime is listed here to be held to this suite."""
 
 FORMS: dict[str, dict[str, Any]] = {

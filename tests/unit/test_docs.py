@@ -148,13 +148,16 @@ _UNITS_OF = {"ms": 1, "s": 1_000, "days": 86_400_000, "KiB": 1024, "MiB": 1024**
 _WITH_DEFAULT = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)`\s\((\d[\d,]*(?:\.\d+)?)(?: (ms|s|days|KiB|MiB))?[):;]")
 
 
+_FILES_OF_A_MODEL = {f"model.{end}" for end in ("toml", "onnx", "tflite", "xml", "bin", "savedmodel")}
+
+
 @every_document
 def test_settings_exist(path: Path) -> None:
     for code in _code(path):
         named = re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?: = .*)?$", code)
         if named is None or (ROOT / named[1]).exists() or named[1].split(".")[0] not in _SECTIONS:
             continue
-        if named[1] in NAMES:  # librdkafka has a `delivery.` too
+        if named[1] in NAMES or named[1] in _FILES_OF_A_MODEL:  # librdkafka has a `delivery.` too
             continue
         assert tuple(named[1].split(".")) in KEYS, f"there is no setting {named[1]}"
 

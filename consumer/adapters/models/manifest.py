@@ -30,26 +30,32 @@ def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder` but the manifest, by its path inside it.
 
     Raises:
-        ModelCorrupt: a link or something else that is no file, or a name that no manifest can hold.
+        ModelCorrupt: a link or something else that is no file, one that cannot be read, or a name that no manifest can
+            hold.
     """
     hashes: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (path.is_dir() or path.is_file()):
-            raise ModelCorrupt(
-                f"{path}: a link, or no plain file", remedy="an artifact holds plain files only: copy it"
-            )
-        if path.is_file() and inside != MANIFEST:
-            if "\n" in inside or "\\" in inside:
-                raise ModelCorrupt(f"{path}: a name that no manifest can hold", remedy="give the file a plain name")
-            hashes[inside] = file_sha256(path)
+        try:
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise ModelCorrupt(
+                    f"{path}: a link, or no plain file", remedy="an artifact holds plain files only: copy it"
+                )
+            if path.is_file() and inside != MANIFEST:
+                if not _can_be_listed(inside):
+                    raise ModelCorrupt(
+                        f"{str(path)!r}: a name that no manifest can hold", remedy="give the file a plain name"
+                    )
+                hashes[inside] = file_sha256(path)
+        except OSError as error:
+            raise ModelCorrupt(f"{path} cannot be read: {error}", remedy=_ANEW) from error
     return hashes
 
 
 def write_manifest(folder: Path) -> str:
     """Write the manifest of what lies in `folder`; returns the digest. Raises ModelCorrupt."""
     text = manifest_text(hash_files(folder))
-    (folder / MANIFEST).write_text(text)
+    (folder / MANIFEST).write_bytes(text.encode())
     return manifest_digest(text)
 
 
@@ -63,13 +69,13 @@ def read_manifest(folder: Path) -> dict[str, str]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ModelCorrupt(f"{path}: too long for a manifest", remedy=_ANEW)
-        text = path.read_text()
+        text = path.read_bytes().decode()  # as it is: line ends count
     except (OSError, UnicodeDecodeError) as error:
         raise ModelCorrupt(f"{path} cannot be read: {error}", remedy=_ANEW) from error
     hashes: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         found = _LINE.fullmatch(line)
-        if found is None or not _stays_inside(found[2]) or found[2] in hashes:
+        if found is None or not (_stays_inside(found[2]) and _can_be_listed(found[2])) or found[2] in hashes:
             raise ModelCorrupt(f"{path}, line {number}: not a line of a manifest", remedy=_ANEW)
         hashes[found[2]] = found[1]
     if text != manifest_text(hashes) or not hashes:
@@ -113,6 +119,11 @@ def _stays_inside(path: str) -> bool:
         and "." not in path.split("/")
         and path != MANIFEST
     )
+
+
+def _can_be_listed(path: str) -> bool:
+    """`sha256sum` writes names with a backslash or a line end in another way; control characters help nobody."""
+    return path.isprintable() and "\\" not in path and not path.startswith(" ")
 
 
 _ANEW = "get the artifact anew: `ouzel model pull`, or copy it whole; `ouzel model verify` checks it"

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from consumer.errors import ModelCorrupt
 from consumer.model_spec import (
+    MAX_SIDE,
     GateStatus,
     InputSpec,
     Layout,
@@ -19,25 +20,37 @@ from consumer.model_spec import (
     OutputSpec,
     Precision,
     Resize,
+    RuntimeName,
 )
 
 MODEL_FILE = "model.toml"
 _MAX_BYTES = 1024 * 1024
-_Side = Annotated[int, Field(ge=1, le=65_535)]
-_Channels = Annotated[tuple[float, ...], Field(max_length=3)]
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has control characters")
+    return text
+
+
+# TOML has lists, not tuples; what is in them is as strict as the rest.
+_Pair = Annotated[tuple[float, float], Strict(strict=False)]
+_Channels = Annotated[tuple[float, ...], Field(max_length=3), Strict(strict=False)]
+_Word = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class _Input(_Table):
-    name: str
+    name: _Word
     dtype: Literal["uint8", "int8", "float32", "float16", "bfloat16"]
     layout: Layout
     height: _Side
     width: _Side
-    range: tuple[float, float] = (0.0, 1.0)
+    range: _Pair = (0.0, 1.0)
     mean: _Channels = ()
     std: _Channels = ()
     resize: Resize = "bilinear"
@@ -45,7 +58,7 @@ class _Input(_Table):
 
 
 class _Output(_Table):
-    name: str
+    name: _Word
     kind: Literal["probabilities", "logits"]
     classes: Annotated[int, Field(ge=1)]
 
@@ -60,16 +73,16 @@ class ModelFile(_Table):
     """All of model.toml."""
 
     format_version: Literal[1] = 1
-    name: Annotated[str, Field(min_length=1, max_length=200)]
-    version: Annotated[str, Field(min_length=1, max_length=200)]
+    name: _Word
+    version: _Word
     format: ModelFormat
-    files: str = "model"
+    files: Annotated[str, Field(min_length=1)] = "model"
     """What the runtime loads, inside the artifact: a folder, or one file."""
     labels: str = "labels.csv"
     precision: Precision = "f32"
     signature: str = ""
-    runtime: str = ""
-    parent: str = ""
+    runtime: RuntimeName | Literal[""] = ""
+    parent: Annotated[str, Field(pattern=r"\A(sha256:[0-9a-f]{64})?\z")] = ""
     options: dict[str, str] = {}
     input: _Input
     output: _Output
@@ -106,7 +119,7 @@ def read_model_file(folder: Path) -> ModelFile:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ModelCorrupt(f"{path}: too long for a model.toml", remedy=_REMEDY)
-        raw = tomllib.loads(path.read_text())
+        raw = tomllib.loads(path.read_bytes().decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ModelCorrupt(f"{path} cannot be read: {error}", remedy=_REMEDY) from error
     if raw.get("format_version", 1) != 1:
@@ -119,11 +132,13 @@ def read_model_file(folder: Path) -> ModelFile:
         wrong = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ModelCorrupt(f"{path}: {wrong}", remedy=_REMEDY) from error
     for name, inside in (("files", found.files), ("labels", found.labels)):
-        if inside and (inside.startswith("/") or ".." in inside.split("/")):
+        if inside and (inside.startswith("/") or {".", ".."} & set(inside.split("/"))):
             raise ModelCorrupt(f"{path}: {name} leads out of the artifact: {inside!r}", remedy=_REMEDY)
     for name, values in (("input.mean", found.input.mean), ("input.std", found.input.std)):
         if len(values) not in {0, 1, 3} or (name == "input.std" and 0 in values):
             raise ModelCorrupt(f"{path}: {name} is none, one value or three; std never zero", remedy=_REMEDY)
+    if found.input.range[0] == found.input.range[1]:
+        raise ModelCorrupt(f"{path}: input.range is one value, and every image would look alike", remedy=_REMEDY)
     return found
 
 
@@ -168,7 +183,7 @@ def write_model_file(
         "metrics": dict(metrics),
     }
     made = ModelFile.model_validate(raw)  # what is written must be read again
-    (folder / MODEL_FILE).write_text(tomli_w.dumps(raw))
+    (folder / MODEL_FILE).write_bytes(tomli_w.dumps(raw).encode())
     return made
 
 

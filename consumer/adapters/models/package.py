@@ -12,7 +12,7 @@ from pathlib import Path
 
 from consumer.adapters.model_digest import file_sha256, folder_sha256, model_digest
 from consumer.adapters.models.manifest import verify
-from consumer.adapters.models.model_file import MODEL_FILE, read_model_file
+from consumer.adapters.models.model_file import MODEL_FILE, ModelFile, read_model_file
 from consumer.adapters.models.saved_model import read_signature
 from consumer.errors import ModelCorrupt, ModelError, ModelRefused
 from consumer.model_spec import ModelPackage, ModelSpec, OutputKind, Resize
@@ -58,19 +58,49 @@ def open_artifact(
         ModelCorrupt: its bytes are not those of its manifest or of the pin, or it is none.
         ModelRefused: the gate of `ouzel model optimize` rejected it.
     """
-    digest = verify(folder, pin=pin)
-    said = read_model_file(folder)
+    digest, said = check_artifact(folder, pin=pin)
     spec = said.spec()
     refuse_by_gate(spec, allow_provisional=allow_provisional)
     files = folder / said.files
     labels = folder / said.labels if said.labels else None
-    for path in filter(None, (files, labels)):
-        if not path.exists():
-            raise ModelCorrupt(f"{folder}: {path.name} is missing", remedy="get the artifact anew")
     if decode:
         canonical = json.dumps({"artifact": digest, "decode": dict(decode)}, sort_keys=True, separators=(",", ":"))
         digest = "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
     return ModelPackage(spec, folder, files, labels, digest, is_artifact=True)
+
+
+def check_artifact(folder: Path, *, pin: str = "") -> tuple[str, ModelFile]:
+    """Verify an artifact, whatever its gate says: its digest, and what it says of itself.
+
+    Raises:
+        ModelCorrupt: its bytes are not those of its manifest or of the pin, or it is none.
+    """
+    if not is_artifact(folder):
+        raise ModelCorrupt(
+            f"{folder}: no artifact: it has no {MODEL_FILE}",
+            remedy="`ouzel model init SOURCE --output DIR` writes one of a model",
+        )
+    digest = verify(folder, pin=pin)
+    said = read_model_file(folder)
+    files = folder / said.files
+    there = (files / "saved_model.pb").is_file() if said.format == "saved_model" else files.is_file()
+    if not there:
+        raise ModelCorrupt(f"{folder}: its files, {said.files}, are no {said.format} model", remedy=_ANEW)
+    if said.labels and not (folder / said.labels).is_file():
+        raise ModelCorrupt(f"{folder}: its labels, {said.labels}, are missing", remedy=_ANEW)
+    return digest, said
+
+
+def refuse_bare_file(path: Path) -> None:
+    """Raises ModelError for a model that is one file: it says too little of itself to be used as it is."""
+    if path.is_file() and path.suffix in {".onnx", ".tflite", ".xml"}:
+        raise ModelError(
+            f"{path}: a file alone does not say how its input is prepared nor what its classes are called",
+            remedy=f"write an artifact of it, `ouzel model init {path.name} --output DIR`, and set model.source to DIR",
+        )
+
+
+_ANEW = "get the artifact anew: `ouzel model pull`, or copy it whole"
 
 
 def refuse_by_gate(spec: ModelSpec, *, allow_provisional: bool) -> None:
@@ -95,6 +125,7 @@ def open_bare(folder: Path, bare: BareModel, *, decode: Mapping[str, object] = _
     Raises:
         ModelError: absent, or no SavedModel that takes images and gives scores; or its label file is absent.
     """
+    refuse_bare_file(folder)
     signature = read_signature(folder, bare.signature)
     if bare.labels is not None and not bare.labels.is_file():
         raise ModelError(f"{bare.labels}: no such label file", remedy="set model.labels to a label file")

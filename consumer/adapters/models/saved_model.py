@@ -5,13 +5,14 @@ Only the few fields needed are declared, by their numbers in TensorFlow's `saved
 the rest.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from consumer.errors import CannotRun, ModelError
-from consumer.model_spec import InputSpec, OutputSpec
+from consumer.model_spec import MAX_SIDE, InputSpec, Layout, OutputSpec
 
 _DTYPES = {
     1: "float32",
@@ -101,16 +102,27 @@ def _checked(name: str, inputs: dict[str, _Tensor], outputs: dict[str, _Tensor])
         )
     classes = scores.shape[1] if scores.shape is not None and len(scores.shape) == 2 else None
     output = OutputSpec(output_name, classes=classes or 0)
-    match image.shape:
-        case [None, int(height), int(width), 3]:
-            return SavedModelSignature(name, InputSpec(input_name, image.dtype, "NHWC", height, width), output)
-        case [None, 3, int(height), int(width)]:
-            return SavedModelSignature(name, InputSpec(input_name, image.dtype, "NCHW", height, width), output)
+    found = image_layout(image.shape)
+    if found is not None and image.shape is not None and image.shape[0] is None:
+        return SavedModelSignature(name, InputSpec(input_name, image.dtype, *found), output)
     raise ModelError(
         f"signature {name!r}: input {input_name} has shape {image.shape or 'unknown'};"
         " [None, height, width, 3] or [None, 3, height, width] is needed",
         remedy="set model.signature, or export the model with a free batch size, a fixed image size and three channels",
     )
+
+
+def image_layout(shape: Sequence[int | None] | None) -> tuple[Layout, int, int] | None:
+    """Layout, height and width of a batch of RGB images; None where a tensor of this shape is none of fixed size."""
+    layout: Layout
+    match shape:
+        case [_, int(height), int(width), 3]:
+            layout = "NHWC"
+        case [_, 3, int(height), int(width)]:
+            layout = "NCHW"
+        case _:
+            return None
+    return (layout, height, width) if min(height, width) >= 1 and max(height, width) <= MAX_SIDE else None
 
 
 def _no_saved_model(folder: Path) -> ModelError:
@@ -129,13 +141,18 @@ def _signatures(path: Path) -> dict[str, tuple[dict[str, _Tensor], dict[str, _Te
     message = _saved_model_class()()
     try:
         message.ParseFromString(path.read_bytes())
-        # Of several graphs, the one to serve.
-        graph = next(each for each in message.meta_graphs if "serve" in each.meta_info_def.tags)
-    except (OSError, StopIteration, _decode_error()) as error:
+    except (OSError, _decode_error()) as error:
         raise ModelError(
             f"{path.parent}: the SavedModel cannot be loaded: {type(error).__name__}: {error}".rstrip(": "),
             remedy="export or copy it anew",
         ) from error
+    # Of several graphs, the one to serve.
+    graph = next((each for each in message.meta_graphs if "serve" in each.meta_info_def.tags), None)
+    if graph is None:
+        raise ModelError(
+            f"{path.parent}: the SavedModel cannot be loaded: it holds no graph with the tag `serve`",
+            remedy="export it anew, with tf.saved_model.save or model.export",
+        )
     return {
         name: (_tensors(signature.inputs), _tensors(signature.outputs))
         for name, signature in graph.signature_def.items()

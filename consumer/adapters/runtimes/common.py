@@ -1,13 +1,13 @@
 """What every runtime does alike: how pixels are scaled, what the model's answer is, and which model it says it is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from loguru import logger
 
-from consumer.errors import ModelError
+from consumer.errors import CannotRun, ModelError
 from consumer.messages import ModelInfo
 from consumer.model_spec import InputSpec, ModelPackage
 from consumer.ports import ModelRuntime
@@ -30,6 +30,41 @@ def affine(image: InputSpec) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.fl
     factor = (high - low) / 255.0 / deviations
     offset = (low - means) / deviations
     return factor.astype(np.float32), offset.astype(np.float32)
+
+
+def preparation(image: InputSpec) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]:
+    """What makes of uint8 [N, H, W, 3] pixels the array that a model takes, in its layout and type.
+
+    In NumPy, where the model's graph does not do it: 0.04 to 0.13 ms for 224 x 224 pixels, which is under 1 % of what
+    a MobileNetV2 takes for them.
+
+    Raises:
+        CannotRun: a type that NumPy does not have.
+        ModelError: see `affine`.
+    """
+    factor, offset = affine(image)
+    if image.dtype == "uint8":
+        return lambda pixels: pixels if image.layout == "NHWC" else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    if image.dtype not in {"float32", "float16"}:
+        raise CannotRun(
+            f"{image.name} takes {image.dtype}, which only TensorFlow and OpenVINO feed",
+            remedy="export the model with a float32 or uint8 input",
+        )
+    rows = image.layout == "NHWC"
+    # Of NHWC a whole row at a time, as rows of three values would be slow.
+    factor, offset = (np.tile(each, image.width) if rows else each[:, None, None] for each in (factor, offset))
+    shifted = bool(np.any(offset))
+
+    def prepare(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        count, height, width, _ = pixels.shape
+        given = pixels.reshape(count, height, width * 3) if rows else pixels.transpose(0, 3, 1, 2)
+        images = np.empty(given.shape, np.float32)
+        np.multiply(given, factor, out=images)
+        if shifted:
+            images += offset
+        return images.reshape(pixels.shape if rows else images.shape).astype(image.dtype, copy=False)
+
+    return prepare
 
 
 def warn_of_unused_scale(image: InputSpec) -> None:
@@ -84,6 +119,13 @@ def check_scores(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return scores
 
 
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """float32 [N, C] to probabilities, row by row."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores: npt.NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+    return scores
+
+
 def run_once_each(runtime: ModelRuntime, batch_sizes: Sequence[int]) -> None:
     """Warm a runtime up, the largest batch first: what it allocates then serves the others too.
 
@@ -98,6 +140,20 @@ def run_once_each(runtime: ModelRuntime, batch_sizes: Sequence[int]) -> None:
                 f"model {runtime.info.name} cannot run a batch of {size}: {one_line(error)}",
                 remedy="lower batch.max_size",
             ) from error
+
+
+def in_pieces(
+    run: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], images: npt.NDArray[Any], size: int
+) -> npt.NDArray[Any]:
+    """The answers of a model whose batch size is fixed at `size`: piece by piece, the last one filled up with its last
+    image."""
+    answers = []
+    for start in range(0, len(images), size):
+        piece = images[start : start + size]
+        short = size - len(piece)
+        full = np.concatenate([piece, np.repeat(piece[-1:], short, axis=0)]) if short else piece
+        answers.append(run(full)[: len(piece)])
+    return np.concatenate(answers)
 
 
 def info_of(package: ModelPackage, runtime: str) -> ModelInfo:

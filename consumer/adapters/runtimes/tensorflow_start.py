@@ -2,13 +2,11 @@
 
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from loguru import logger
 
+from consumer.adapters.runtimes.native_stderr import without_lines
 from consumer.errors import DeviceMissing, ModelError
 
 # What its C++ side writes to stderr while it loads, whatever TF_CPP_MIN_LOG_LEVEL says.
@@ -39,7 +37,7 @@ def _import() -> Any:
         return sys.modules["tensorflow"]
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # errors and worse
     try:
-        with _native_stderr_without_banner():
+        with without_lines(*_BANNER):
             import tensorflow as tf
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "tensorflow"
@@ -49,27 +47,6 @@ def _import() -> Any:
         ) from error
     tf.get_logger().setLevel("ERROR")
     return tf
-
-
-@contextmanager
-def _native_stderr_without_banner() -> Iterator[None]:
-    """Holds back what is written to file descriptor 2, and writes all but the banner when done."""
-    try:
-        stderr = os.dup(2)
-    except OSError:  # closed: nobody reads it
-        yield
-        return
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            held.seek(0)
-            kept = b"".join(line for line in held if not line.startswith(_BANNER))
-            if kept:
-                os.write(stderr, kept)
-            os.close(stderr)
 
 
 def _set_threads(tf: Any, threads: int) -> None:
