@@ -138,6 +138,23 @@ def test_providers_are_told_the_device_and_tensorrt_where_its_engines_are(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("made_for", "expected"), [("cuda", [CUDA, CPU]), ("tensorrt", [TENSORRT, CUDA, CPU]), ("", [TENSORRT, CUDA, CPU])]
+)
+def test_a_variant_runs_on_the_provider_that_it_was_gated_on(
+    tmp_path: Path, made_for: str, expected: list[str]
+) -> None:
+    chosen = choose_providers("auto", [TENSORRT, CUDA, CPU], "f16", cache=tmp_path, made_for=made_for)
+    assert [name for name, _ in chosen] == expected
+
+
+def test_weights_in_half_precision_need_no_tensorrt_but_a_gpu(tmp_path: Path) -> None:
+    chosen = choose_providers("auto", [CUDA, CPU], "f16", cache=tmp_path, made_for="cuda")
+    assert [name for name, _ in chosen] == [CUDA, CPU]
+    with pytest.raises(CannotRun, match="CUDAExecutionProvider"):
+        choose_providers("auto", [CPU], "f16", cache=tmp_path, made_for="cuda")
+
+
+@pytest.mark.parametrize(
     ("device", "available", "precision"),
     [
         ("cpu", [TENSORRT, CUDA, CPU], "f16"),

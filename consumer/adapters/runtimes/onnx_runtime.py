@@ -33,6 +33,7 @@ from consumer.messages import ModelInfo
 from consumer.model_spec import InputSpec, ModelPackage, Precision
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_ON_GPU = {"cuda": (_CUDA,)}
 _INSTALL = "pip install 'ouzel[onnxruntime]'"
 
 
@@ -66,7 +67,13 @@ class OnnxRuntime:
             DeviceMissing: a GPU that is asked for and is not there.
         """
         ort = import_onnxruntime()
-        providers = choose_providers(device, ort.get_available_providers(), package.spec.precision, cache=cache)
+        providers = choose_providers(
+            device,
+            ort.get_available_providers(),
+            package.spec.precision,
+            cache=cache,
+            made_for=package.spec.options.get("provider", ""),
+        )
         graph = _graph(package, cache=cache, threads=threads)
         warn_of_unused_scale(package.spec.input)
         self._input_size = package.spec.input.size
@@ -143,9 +150,12 @@ class OnnxRuntime:
 
 
 def choose_providers(
-    device: str, available: Sequence[str], precision: Precision, *, cache: Path
+    device: str, available: Sequence[str], precision: Precision, *, cache: Path, made_for: str = ""
 ) -> list[tuple[str, dict[str, str]]]:
     """ONNX Runtime's providers, best first, with their options. Not run on a GPU yet.
+
+    `made_for` is what a variant says that it was gated on: `cuda`, of which the weights are float16 themselves, or
+    `tensorrt`; empty for any.
 
     Raises:
         DeviceMissing: a GPU is asked for, and this build of ONNX Runtime has no provider for one.
@@ -154,14 +164,16 @@ def choose_providers(
     """
     if device not in {"auto", "cpu"} and not (device.startswith("gpu:") and device.removeprefix("gpu:").isdecimal()):
         raise ModelError(f"model.device {device!r} is unknown", remedy="set model.device to auto, cpu or gpu:0")
-    on_gpu = [name for name in (_TENSORRT, _CUDA) if name in available and device != "cpu"]
+    usable = available if device != "cpu" else ()
+    on_gpu = [name for name in _ON_GPU.get(made_for, (_TENSORRT, _CUDA)) if name in usable]
     if device.startswith("gpu:") and not on_gpu:
         raise DeviceMissing(
             f"model.device is {device!r} and this ONNX Runtime has providers for {', '.join(available)} only",
             remedy="pip install 'ouzel[onnxruntime-gpu]' in the place of onnxruntime, or set model.device to cpu",
         )
-    if precision == "bf16" or (precision == "f16" and _TENSORRT not in on_gpu):
-        needs = "TensorRT, on a GPU" if precision == "f16" else "another runtime"
+    halves = _CUDA if made_for == "cuda" else _TENSORRT
+    if precision == "bf16" or (precision == "f16" and halves not in on_gpu):
+        needs = f"{halves}, on a GPU" if precision == "f16" else "another runtime"
         raise CannotRun(
             f"ONNX Runtime does not compute in {precision} here: it needs {needs}",
             remedy="use the model that this variant was made from",
