@@ -171,6 +171,16 @@ def open_s3_listing(settings: Settings) -> "S3Listing":
     )
 
 
+def build_parser(settings: Settings, schemas: RecordDecoder | None) -> Parser:
+    """What reads messages, with what reads Avro and Protobuf (see `build_records`)."""
+    return Parser(
+        max_metadata_bytes=settings.input.max_metadata_bytes,
+        max_image_bytes=settings.stores.max_image_bytes,
+        max_records=settings.input.max_records,
+        schemas=schemas,
+    )
+
+
 def build_flow(
     settings: Settings,
     model: Model,
@@ -186,12 +196,7 @@ def build_flow(
     batch, pipeline, retry = settings.batch, settings.pipeline, settings.retry
     schemas = build_records(settings)
     return Flow(
-        parser=Parser(
-            max_metadata_bytes=settings.input.max_metadata_bytes,
-            max_image_bytes=settings.stores.max_image_bytes,
-            max_records=settings.input.max_records,
-            schemas=schemas,
-        ),
+        parser=build_parser(settings, schemas),
         stores=stores,
         cache=_fetch_cache(settings.stores.cache, clock, observer),
         decoder=model.decoder,

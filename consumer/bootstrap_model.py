@@ -151,10 +151,9 @@ def open_folder(settings: Settings, folder: Path, *, pin: str = "", name: str = 
                 f"{', '.join(set_besides)}: set, and {folder} is an artifact, which says this itself",
                 remedy="leave them out; `ouzel model init` writes an artifact that says something else",
             )
-        changed = {
-            key: value for key, value in _decode_settings(settings).items() if value != getattr(DecodeSettings(), key)
-        }
-        return open_artifact(folder, pin=pin, decode=changed, allow_provisional=model.allow_provisional)
+        return open_artifact(
+            folder, pin=pin, decode=_changed_decoding(settings), allow_provisional=model.allow_provisional
+        )
     refuse_bare_file(folder)
     if not model.labels:
         raise ModelError(
@@ -165,6 +164,29 @@ def open_folder(settings: Settings, folder: Path, *, pin: str = "", name: str = 
         folder_digest(folder, pin=pin)
     described = model.model_copy(update={"name": model.name or name, "version": model.version or version})
     return open_bare(folder, _bare(described), decode=_decode_settings(settings))
+
+
+def open_to_look_at(
+    settings: Settings, source: str, *, progress: Progress = lambda _share, _what: None
+) -> ModelPackage:
+    """The model that `source` stands for, in any form of `model.source`: to compare it or to make variants of it.
+
+    An artifact on this disk is opened whatever its gate said, and whatever the settings say of a bare model. Raises:
+    see `load_model`.
+    """
+    from consumer.adapters.models.package import is_artifact, read_artifact
+
+    folder = Path(source.removeprefix("file://"))
+    if is_artifact(folder):
+        return read_artifact(folder, decode=_changed_decoding(settings))
+    model = settings.model.model_copy(update={"source": source, "allow_provisional": True})
+    return obtain_package(settings.model_copy(update={"model": model}), progress=progress)
+
+
+def open_decoder(settings: Settings, package: ModelPackage) -> ImageDecoder:
+    """What makes of encoded bytes the pixels that the model takes."""
+    image = package.spec.input
+    return _decoders(settings, image.size, image.resize, image.crop)[0]
 
 
 def load_package(settings: Settings, package: ModelPackage) -> Model:
@@ -243,6 +265,11 @@ def _bare(model: ModelSettings, weights: Mapping[str, str] | None = None) -> Any
 def _decode_settings(settings: Settings) -> dict[str, object]:
     """Those that decide what the pixels become."""
     return settings.decode.model_dump(exclude={"deadline_ms"})
+
+
+def _changed_decoding(settings: Settings) -> dict[str, object]:
+    """Those that are not the default."""
+    return {key: value for key, value in _decode_settings(settings).items() if value != getattr(DecodeSettings(), key)}
 
 
 def _null_model(settings: Settings) -> Model:
