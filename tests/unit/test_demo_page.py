@@ -12,7 +12,7 @@ from consumer.demo.results import Result, RunFacts
 
 FACTS = RunFacts(ready_s=6.4, labelling_s=0.43)
 HOSTILE = "\"'><script>alert(1)</script><img src=https://example.com/x>$summary&amp;.jpg"
-VOID = {"meta", "link", "img", "br", "path", "circle"}
+VOID = {"meta", "link", "img", "br", "path", "circle", "input"}
 
 
 class Page(HTMLParser):

@@ -2,8 +2,10 @@
 
 import typer
 
+from consumer.commands.model.compare import compare
 from consumer.commands.model.init import init
 from consumer.commands.model.list import list_versions
+from consumer.commands.model.optimize import optimize
 from consumer.commands.model.promote import promote
 from consumer.commands.model.pull import pull
 from consumer.commands.model.register import register
@@ -20,3 +22,5 @@ app.command("list")(list_versions)
 app.command("show")(show)
 app.command("promote")(promote)
 app.command("rollback")(rollback)
+app.command("optimize")(optimize)
+app.command("compare")(compare)
