@@ -127,7 +127,7 @@ def test_everything_that_the_image_copies_is_let_through() -> None:
 
 def test_packages_of_the_image_are_pinned_by_hash_and_name_no_index() -> None:
     assert DOCKERFILE.count("--require-hashes") == 3
-    for lock in ("requirements.lock", "requirements-gpu.lock"):
+    for lock in ("requirements.lock", "requirements-openvino.lock", "requirements-gpu.lock"):
         text = (ROOT / lock).read_text()
         assert "://" not in text
         packages = re.findall(r"^[a-z0-9][^\n]*==[^\n]*\\\n +--hash=sha256:", text, re.MULTILINE)
