@@ -14,6 +14,7 @@ from loguru import logger
 
 from consumer.bootstrap_clouds import s3_access, s3_endpoint
 from consumer.bootstrap_model import Model
+from consumer.bootstrap_serving import SourceWatch, build_serving, swap_rules
 from consumer.clock import SystemClock
 from consumer.cpu import quota_cores
 from consumer.errors import SettingsError, TopicMissing
@@ -21,6 +22,7 @@ from consumer.extras import missing
 from consumer.flow import Flow
 from consumer.health import Health
 from consumer.kafka_properties import consumer_properties, producer_properties, service_properties
+from consumer.memory import available_bytes
 from consumer.messages import Outcome, Partition
 from consumer.metrics import Metrics
 from consumer.observer import Observer
@@ -37,17 +39,19 @@ from consumer.ports import (
 from consumer.settings import Settings
 from consumer.settings_tables import FetchCacheSettings, HttpStoreSettings
 from consumer.silence import SilenceLimit
-from consumer.stages.batch import Batcher, padded_sizes
+from consumer.stages.batch import Batcher
 from consumer.stages.dead_letter_limit import DeadLetterLimit
 from consumer.stages.events import EventContext, JsonEncoder
 from consumer.stages.fetch_cache import FetchCache
-from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget, Intake
 from consumer.stages.parse import Parser
 from consumer.stages.publish import Publisher
 from consumer.stages.relabel import Progress
 from consumer.stages.retry import Retries
+from consumer.stages.shadow import HandOff
+from consumer.stages.shadow_events import ShadowEvents
 from consumer.stages.start import RangePart
+from consumer.swap import Swapper
 from consumer.times import rfc3339_ms
 from consumer.tracking import Notebook
 
@@ -190,6 +194,7 @@ def build_flow(
     observer: Observer,
     on_outcome: Callable[[Outcome], None],
     on_crash: Callable[[BaseException], None],
+    hand_off: HandOff | None = None,
 ) -> Flow:
     """The stages from parse to infer."""
     clock = SystemClock()
@@ -199,16 +204,7 @@ def build_flow(
         parser=build_parser(settings, schemas),
         stores=stores,
         cache=_fetch_cache(settings.stores.cache, clock, observer),
-        decoder=model.decoder,
-        sandbox=model.sandbox,
-        inference=Inference(
-            model.runtime,
-            model.labels,
-            sizes=padded_sizes(batch.max_size),
-            top_k=settings.model.top_k,
-            min_score=settings.model.min_score,
-            clock=clock,
-        ),
+        serving=build_serving(settings, model),
         batcher=Batcher(max_size=batch.max_size, max_bytes=batch.max_bytes, max_wait_ms=batch.max_wait_ms),
         retries=Retries(
             max_attempts=retry.max_attempts,
@@ -232,6 +228,7 @@ def build_flow(
         on_outcome=on_outcome,
         on_crash=on_crash,
         schemas=schemas,
+        hand_off=hand_off,
     )
 
 
@@ -343,6 +340,7 @@ def check_topics(settings: Settings, view: GroupView) -> None:
     """
     kafka = settings.kafka
     names = [*kafka.input_topics, kafka.output_topic, kafka.dead_letter_topic]
+    names += filter(None, [settings.swap.shadow_topic])
     found = view.topics(names)
     missing = [name for name in names if name not in found]
     if missing:
@@ -361,13 +359,16 @@ class Service:
         metrics: Metrics,
         health: Health,
         resume: bool,
+        read_settings: Callable[[], Settings] | None = None,
         parts: Mapping[Partition, RangePart] | None = None,
         on_progress: Callable[[Progress], None] = lambda _progress: None,
         notebook: Notebook | None = None,
     ) -> None:
+        """With `read_settings`, the settings as they are at a later time, new versions of the model are taken."""
         clock = SystemClock()
         observer = Observer(metrics, clock, notebook)
         observer.serves(ports.model.runtime.info, settings.model.source)
+        context = _context(settings, ports.view, ports.encoder)
         self._ports = ports
         self._health = health
         budget = ByteBudget(settings.pipeline.max_in_flight_bytes)
@@ -390,7 +391,7 @@ class Service:
         )
         self.publisher = Publisher(
             ports.sink,
-            context=_context(settings, ports.view, ports.encoder),
+            context=context,
             limit=limit,
             clock=clock,
             observer=observer,
@@ -399,6 +400,7 @@ class Service:
             on_settled=self.pipeline.settled,
             on_crash=self.pipeline.crashed,
         )
+        hand_off = HandOff(budget)
         self.flow = build_flow(
             settings,
             ports.model,
@@ -407,7 +409,30 @@ class Service:
             observer=observer,
             on_outcome=self.publisher.submit,
             on_crash=self.pipeline.crashed,
+            hand_off=hand_off,
         )
+        self._shadow = ShadowEvents(ports.sink, context, topic=settings.swap.shadow_topic, clock=clock)
+        self._swapper: Swapper | None = None
+        if read_settings is not None:
+            watch = SourceWatch(settings, read_settings)
+            self._swapper = Swapper(
+                self.flow,
+                hand_off,
+                look=watch.look,
+                rules=swap_rules(settings.swap),
+                running_key=watch.first_key,
+                available_bytes=available_bytes,
+                shadow_decode_bytes=settings.batch.max_bytes,
+                infer_deadline_s=settings.model.infer_deadline_ms / 1000,
+                clock=clock,
+                observer=observer,
+                shadow_event=self._shadow.publish,
+            )
+
+    def look_for_new_model(self) -> None:
+        """At once. May be called from a signal handler; without `read_settings` it does nothing."""
+        if self._swapper is not None:
+            self._swapper.tell()
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT, or the end of the range. A second signal ends the process at once. SIGUSR1 goes on
@@ -419,16 +444,19 @@ class Service:
         self.flow.start()
         self._listen_to_signals()
         self._health.attach(self.pipeline, self.flow, self.publisher, self._ports.source)
+        if self._swapper is not None:
+            self._swapper.start()
         try:
             self.pipeline.run(self.flow, self.publisher)
         finally:
+            if self._swapper is not None:
+                self._swapper.stop()
             self.flow.close()
             self.publisher.close()
-            unconfirmed = self._ports.sink.close(_FLUSH_S)
-            if unconfirmed:
+            unconfirmed = self._ports.sink.close(_FLUSH_S) - self._shadow.under_way
+            if unconfirmed > 0:
                 logger.warning("{} records are not confirmed: their messages will be delivered again", unconfirmed)
             self._ports.view.close()
-            self._ports.model.runtime.close()
 
     def _listen_to_signals(self) -> None:
         """A handler only sets a flag: one that raised would lose the messages that poll has in hand."""

@@ -35,6 +35,16 @@ def settings_and_sources_from(ctx: typer.Context) -> "tuple[Settings, Provenance
     return loaded
 
 
+def read_settings_again(ctx: typer.Context) -> "Settings":
+    """The settings as they are now, from where `settings_from` took them. Raises `SettingsError`."""
+    from consumer.redact import hide
+    from consumer.settings import load_with_sources, secret_values
+
+    loaded = load_with_sources(ctx.find_root().obj)
+    hide(secret_values(*loaded))
+    return loaded[0]
+
+
 def stdout_is_terminal() -> bool:
     """Whether a person reads stdout."""
     return sys.stdout.isatty()

@@ -35,12 +35,12 @@ def _quotas(cgroup_root: Path, process_cgroups: Path) -> Iterator[float]:
 
 
 def _unified_quotas(mount: Path, path: str) -> Iterator[float]:
-    for folder in _levels(mount, path):
+    for folder in cgroup_levels(mount, path):
         yield from _cores(*[*_read(folder / "cpu.max").split(), "", ""][:2])
 
 
 def _legacy_quotas(mount: Path, path: str) -> Iterator[float]:
-    for folder in _levels(mount, path):
+    for folder in cgroup_levels(mount, path):
         yield from _cores(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
 
 
@@ -54,7 +54,7 @@ def _cores(quota_us: str, period_us: str) -> Iterator[float]:
         yield quota / period
 
 
-def _levels(mount: Path, path: str) -> Iterator[Path]:
+def cgroup_levels(mount: Path, path: str) -> Iterator[Path]:
     """The cgroup's folder and its parents up to the mount. In a container the path may be the host's and absent here;
     the mount itself is then the container's own cgroup."""
     parts = [part for part in path.split("/") if part not in {"", ".", ".."}]

@@ -12,6 +12,8 @@ Each record of a message that carries several goes this way alone, under a deliv
 one outcome when the last of them is there.
 
 A suspect, which may have ended the last process that decoded it, is decoded in a sandbox, one after the other.
+
+Another model may take over between two images (`swap`): each is labelled by the one whose decoder made its pixels.
 """
 
 import threading
@@ -49,15 +51,16 @@ from consumer.messages import (
     StoredImage,
 )
 from consumer.observer import Observer
-from consumer.ports import Clock, ImageDecoder, ImageStore, MessageParser, RecordDecoder, SandboxedDecoder
+from consumer.ports import Clock, ImageDecoder, ImageStore, MessageParser, RecordDecoder
 from consumer.silence import SilenceLimit
 from consumer.stages.batch import Batcher
 from consumer.stages.fetch import choose_store, verify
 from consumer.stages.fetch_cache import Answer, FetchCache, key_of
 from consumer.stages.gather import Gathering
-from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget
 from consumer.stages.retry import Attempt, Retries
+from consumer.stages.serving import Serving, Servings
+from consumer.stages.shadow import HandOff
 
 _JOIN_S = 10.0
 _SCHEMA_REGISTRY = "schema-registry"  # its health key, beside those of the stores
@@ -92,9 +95,7 @@ class Flow:
         parser: MessageParser,
         stores: Sequence[ImageStore],
         cache: FetchCache | None = None,
-        decoder: ImageDecoder,
-        sandbox: SandboxedDecoder,
-        inference: Inference,
+        serving: Serving,
         batcher: Batcher,
         retries: Retries,
         budget: ByteBudget,
@@ -111,14 +112,14 @@ class Flow:
         on_outcome: Callable[[Outcome], None],
         on_crash: Callable[[BaseException], None],
         schemas: RecordDecoder | None = None,
+        hand_off: HandOff | None = None,
     ) -> None:
         self._parser = parser
         self._schemas = schemas
         self._stores = tuple(stores)
         self._cache = cache
-        self._decoder = decoder
-        self._sandbox = sandbox
-        self._inference = inference
+        self._servings = Servings(serving)
+        self._hand_off = hand_off
         self._batcher = batcher
         self._retries = retries
         self._retries_lock = threading.Lock()
@@ -147,18 +148,35 @@ class Flow:
         self._with_decoder: dict[int, tuple[float, Delivery]] = {}
         self._with_decoder_lock = threading.Lock()
         self._sandbox_used_s: float | None = None
+        self._room_for_pixels: dict[int, int] = {}
+        self._largest_delay_s = 0.0
 
     # --- for the owner ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Warm the model (every batch size), then take work. Raises ModelError."""
-        self._inference.warm_up()
+        self.serving.inference.warm_up()
         self._model_thread.start()
+
+    @property
+    def serving(self) -> Serving:
+        """The model that labels what comes now."""
+        return self._servings.current
+
+    def swap(self, serving: Serving) -> None:
+        """Label with this one, warm already, whatever is decoded from now on. The old one is closed when what it has in
+        hand is done. Any thread."""
+        self._servings.swap(serving)
+
+    def take_largest_delay_s(self) -> float:
+        """The longest that an image took from its pixels to its labels since this was asked last, in seconds."""
+        largest_s, self._largest_delay_s = self._largest_delay_s, 0.0
+        return largest_s
 
     def submit(self, delivery: Delivery) -> None:
         """Take one message. Never blocks."""
-        # With the pixels that the model will be given of it: what is let in must fit when it is decoded, too.
-        self._budget.hold(delivery, delivery.size_bytes + self._inference.image_bytes)
+        self._budget.hold(delivery, delivery.size_bytes)
+        self._hold_pixels(delivery, self.serving)
         self._enter_decode_pool()
         self._decode_pool.submit(self._guard, self._parse, delivery)
 
@@ -204,7 +222,7 @@ class Flow:
         used_s = self._sandbox_used_s
         if used_s is not None and now_s - used_s > _SANDBOX_REST_S:
             self._sandbox_used_s = None
-            self._sandbox_pool.submit(self._sandbox.close)
+            self._sandbox_pool.submit(self.serving.sandbox.close)
 
     def is_decoding(self, delivery: Delivery) -> bool:
         """Whether a decoder has it, or a part of it."""
@@ -250,9 +268,10 @@ class Flow:
         self._fetch_pool.shutdown(wait=False, cancel_futures=True)
         self._decode_pool.shutdown(wait=False, cancel_futures=True)
         self._sandbox_pool.shutdown(wait=False, cancel_futures=True)
-        self._sandbox.close()
+        self.serving.sandbox.close()
         if self._model_thread.is_alive() and not self._stuck:
             self._model_thread.join(timeout=_JOIN_S)
+        self._servings.close()
 
     # --- parse ------------------------------------------------------------------------------------------------------
 
@@ -324,13 +343,13 @@ class Flow:
         lease = whole.gathering.message.lease
         with whole.lock:
             while whole.to_begin and not whole.given_up and not lease.ended:
-                room = self._budget.used_bytes + self._inference.image_bytes <= self._budget.max_bytes
+                serving = self.serving
+                room = self._budget.used_bytes + serving.inference.image_bytes <= self._budget.max_bytes
                 if whole.under_way and not room:
                     return
                 whole.under_way += 1
                 job = whole.to_begin.popleft()
-                # For the whole time in which it may become pixels, as `submit` does for a message of one image.
-                self._budget.hold(job.delivery, self._inference.image_bytes)
+                self._hold_pixels(job.delivery, serving)
                 self._begin_part(job)
             unwanted = list(whole.to_begin)
             whole.to_begin.clear()
@@ -543,7 +562,7 @@ class Flow:
             self._leave_decoding(job.delivery)
             self._reject(job.delivery, error, stage, job.image_id)
             return
-        if fetched.body is not job.delivery.value:
+        if fetched.body is not job.delivery.value and image.body is None:
             self._budget.drop(job.delivery, len(fetched.body))
         self._budget.end_fetch(job.delivery)
         self._stage_of[id(job.delivery)] = ("batch", image.ready_s)
@@ -553,19 +572,34 @@ class Flow:
             self._batch_changed.notify_all()
 
     def _decode(self, fetched: FetchedImage) -> DecodedImage:
-        """Raises what `ports.ImageDecoder` does."""
+        """For the model that labels now. Raises what `ports.ImageDecoder` does."""
+        number, serving = self._servings.enter()
+        try:
+            return self._decode_for(number, serving, fetched)
+        except BaseException:
+            self._servings.leave(number)
+            raise
+
+    def _decode_for(self, number: int, serving: Serving, fetched: FetchedImage) -> DecodedImage:
         job, started_s = fetched.job, self._clock.monotonic_s()
+        self._hold_pixels(job.delivery, serving)
         with self._observer.stage("decode"):
-            with self._decoder_for(job.delivery) as decoder:
+            with self._decoder_for(job.delivery, serving) as decoder:
                 reserved_bytes = decoder.measure(fetched.body).decode_bytes
             self._budget.reserve(reserved_bytes)
             try:
-                with self._decoder_for(job.delivery) as decoder:
+                with self._decoder_for(job.delivery, serving) as decoder:
                     decoded = decoder.decode(fetched.body)
             finally:
                 self._budget.unreserve(reserved_bytes)
         self._observer.decoded(job, fetched.body)
         now_s = self._clock.monotonic_s()
+        # Not of a suspect, which would be decoded again outside the sandbox.
+        keep = (
+            self._hand_off is not None
+            and not job.delivery.suspect
+            and self._hand_off.keeps(len(fetched.body) + reserved_bytes)
+        )
         return DecodedImage(
             job=replace(job, data=None),  # the encoded bytes are not needed any more
             pixels=decoded.pixels,
@@ -574,14 +608,24 @@ class Flow:
             decode_ms=(now_s - started_s) * 1000,
             ready_s=now_s,
             version=fetched.version,
+            serving=number,
+            body=fetched.body if keep else None,
         )
 
+    def _hold_pixels(self, delivery: Delivery, serving: Serving) -> None:
+        """Room for the pixels that a model is given of an image, from the time on at which it is let in: what is let in
+        must fit when it is decoded, too. A model that took over meanwhile may need more."""
+        held = self._room_for_pixels.get(id(delivery), 0)
+        if serving.inference.image_bytes > held:
+            self._room_for_pixels[id(delivery)] = serving.inference.image_bytes
+            self._budget.hold(delivery, serving.inference.image_bytes - held)
+
     @contextmanager
-    def _decoder_for(self, delivery: Delivery) -> Iterator[ImageDecoder]:
+    def _decoder_for(self, delivery: Delivery, serving: Serving) -> Iterator[ImageDecoder]:
         """The sandbox for suspects, which has a deadline of its own; else our own threads, watched by `tick`."""
         if delivery.suspect:
             try:
-                yield self._sandbox
+                yield serving.sandbox
             except DecoderCrashed:
                 self._observer.decoder_crashed()
                 raise
@@ -592,7 +636,7 @@ class Flow:
             self._with_decoder[id(delivery)] = (self._clock.monotonic_s(), delivery)
             self._mind_silence()
         try:
-            yield self._decoder
+            yield serving.decoder
         finally:
             with self._with_decoder_lock:
                 del self._with_decoder[id(delivery)]
@@ -619,8 +663,10 @@ class Flow:
             for image in batch.images:
                 if image.job.delivery.lease.ended:
                     self._leave(Abandoned(image.job.delivery))
+            number = batch.images[0].serving
             if wanted:
-                self._infer(Batch(wanted, batch.closed_by))
+                self._infer(Batch(wanted, batch.closed_by), self._servings.of(number))
+            self._servings.leave(number, len(batch.images))
 
     def _next_batch(self) -> Batch | None:
         with self._batch_changed:
@@ -632,17 +678,21 @@ class Flow:
                 self._batch_changed.wait(self._batcher.due_in_s(now_s))
         return None
 
-    def _infer(self, batch: Batch) -> None:
+    def _infer(self, batch: Batch, serving: Serving) -> None:
         self._infer_since_s = now_s = self._clock.monotonic_s()
         for image in batch.images:
             self._stage_of[id(image.job.delivery)] = ("infer", now_s)
             self._observer.stage_seconds("queue", now_s - image.ready_s)
         with self._observer.stage("infer"):
-            outcomes = self._inference(batch)
+            outcomes = serving.inference(batch)
         self._infer_since_s = None
-        self._observer.batch(len(batch.images), self._inference.padding(len(batch.images)))
+        self._observer.batch(len(batch.images), serving.inference.padding(len(batch.images)))
+        first_ready_s = min(image.ready_s for image in batch.images)
+        self._largest_delay_s = max(self._largest_delay_s, self._clock.monotonic_s() - first_ready_s)
         for outcome in outcomes:
             self._leave(outcome)
+        if self._hand_off is not None and serving is self.serving:
+            self._hand_off.offer(batch.images, outcomes)
 
     # --- leaving ----------------------------------------------------------------------------------------------------
 
@@ -652,6 +702,7 @@ class Flow:
     def _leave(self, outcome: Outcome) -> None:
         delivery = outcome.delivery
         self._budget.end_fetch(delivery)
+        self._room_for_pixels.pop(id(delivery), None)
         if delivery.part_of is None:
             self._on_outcome(outcome)  # first: at every moment a stage or the publisher has it
         else:

@@ -4,6 +4,9 @@ CONTENT_TYPE = "content-type"
 IMAGE_ID = "image-id"
 TRACEPARENT = "traceparent"
 
+# On the events of a model that is only compared (`swap.shadow_topic`).
+SHADOW = "ce_shadow"
+
 # Where a message came from first, in UTF-8 text. A dead letter carries them, `ouzel dlq replay` sends them along, and
 # a replayed message keeps them, so that its event id and `source` are those of the first delivery (I7).
 ORIGIN_CLUSTER_ID = "ouzel-origin-cluster-id"

@@ -204,6 +204,10 @@ class DecodedImage:
     ready_s: float
     """Monotonic seconds when it was ready for a batch."""
     version: StoredVersion = StoredVersion()
+    serving: int = 0
+    """Whose pixels these are (`stages.serving`): that model labels it."""
+    body: bytes | None = field(default=None, repr=False)
+    """Its encoded bytes, kept only for a new model that is being compared and needs other pixels."""
 
 
 class CloseReason(Enum):
@@ -211,6 +215,7 @@ class CloseReason(Enum):
 
     SIZE = "size"
     BYTES = "bytes"
+    MODEL = "model"
     AGE = "age"
     IDLE = "idle"
 

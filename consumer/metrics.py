@@ -1,7 +1,7 @@
 """What Prometheus sees. One method for each thing that happens; base units; no URI, key or id is ever a label."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client import disable_created_metrics as _without_created_series
@@ -10,6 +10,8 @@ from consumer.messages import ModelInfo, Partition, SkipReason
 
 ImageOutcome = Literal["labelled", "dead_letter", "skipped"]
 Stage = Literal["parse", "fetch", "decode", "queue", "infer", "publish", "commit"]
+SwapState = Literal["none", "loading", "shadowing"]
+SwapResult = Literal["swapped", "refused", "failed", "no_memory", "superseded", "unreachable", "stuck"]
 
 # Parsing takes tens of microseconds, decoding milliseconds, a slow store or model seconds.
 STAGE_BUCKETS_S = (
@@ -82,6 +84,25 @@ class Metrics:
             "ouzel_tracking_dropped", "Figures and sampled images that the run's notebook could not take.", registry=own
         )
         self._model = Info("ouzel_model", "The model that labels.", registry=own)
+        self._swaps = Counter(
+            "ouzel_model_swaps", "New models by what became of them in this replica.", ["result"], registry=own
+        )
+        self._swap_state = Gauge(
+            "ouzel_swap_state",
+            "1 while a new model is loaded, 2 while it is compared, else 0.",
+            registry=own,
+        )
+        self._shadow = Counter(
+            "ouzel_shadow_images",
+            "Live images that a new model was compared on, by whether its first label was the running one's.",
+            ["first_label"],
+            registry=own,
+        )
+        self._agreement = Gauge(
+            "ouzel_shadow_agreement",
+            "Share of images on which the new model compared last gave the running one's first label.",
+            registry=own,
+        )
 
         # labels() looks up and locks at each call; the few that are hot are kept.
         self._image_by_outcome: dict[str, Counter] = {}
@@ -92,6 +113,8 @@ class Metrics:
             self._stage_by_name[stage] = self._stages.labels(stage)
         for result in ("ok", "error"):
             self._commits.labels(result)
+        for swap_result in get_args(SwapResult):
+            self._swaps.labels(swap_result)
         self._limit.set(0)
 
     def image(self, outcome: ImageOutcome) -> None:
@@ -165,6 +188,19 @@ class Metrics:
     def store_down(self, store: str, *, down: bool) -> None:
         """A store is presumed down, or answers again. `store` is an `ImageStore.health_key`, which holds no secret."""
         self._stores.labels(store).set(1 if down else 0)
+
+    def swap_state(self, state: SwapState) -> None:
+        """What is being done about a new model."""
+        self._swap_state.set(get_args(SwapState).index(state))
+
+    def swap(self, result: SwapResult) -> None:
+        """What became of a new model, or of a look for one."""
+        self._swaps.labels(result).inc()
+
+    def shadowed(self, *, same: bool, agreement: float) -> None:
+        """A new model was compared on one more image; `agreement` is the share of the same so far."""
+        self._shadow.labels("same" if same else "other").inc()
+        self._agreement.set(agreement)
 
     def tracking_dropped(self, items: int) -> None:
         """So many figures or images never reached the run's notebook."""

@@ -8,7 +8,7 @@ from loguru import logger
 from consumer.errors import Retryable
 from consumer.log import rate_limited
 from consumer.messages import Delivery, ImageJob, Labelled, ModelInfo, OneOutcome, Partition, Rejected, Skipped
-from consumer.metrics import Metrics, Stage
+from consumer.metrics import Metrics, Stage, SwapResult, SwapState
 from consumer.ports import Clock, CommitResult
 from consumer.stages.dead_letter_limit import Trip
 from consumer.stages.fetch_cache import Answer
@@ -122,6 +122,18 @@ class Observer:
         """A person said go on."""
         self.metrics.dead_letter_limit(reached=False)
         logger.info("resumed after the dead-letter limit")
+
+    def swap_state(self, state: SwapState) -> None:
+        """What is being done about a new model."""
+        self.metrics.swap_state(state)
+
+    def swap_ended(self, result: SwapResult) -> None:
+        """What became of a new model; its line is written by `swap`."""
+        self.metrics.swap(result)
+
+    def shadowed(self, *, same: bool, agreement: float) -> None:
+        """A new model was compared on one more live image."""
+        self.metrics.shadowed(same=same, agreement=agreement)
 
     def in_flight(self, messages: int, held_bytes: int) -> None:
         """How much is under way."""

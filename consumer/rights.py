@@ -38,8 +38,8 @@ class Right:
         return f"{self.operation} on {'the cluster' if self.resource == 'cluster' else f'{self.resource} {self.name}'}"
 
 
-def rights(kafka: KafkaSettings, role: Role) -> tuple[Right, ...]:
-    """The least that a role needs with these settings."""
+def rights(kafka: KafkaSettings, role: Role, *, shadow_topic: str = "") -> tuple[Right, ...]:
+    """The least that a role needs with these settings; `shadow_topic` is that of `[swap]`, empty for none."""
     found = {
         "service": _service,
         "sender": _sender,
@@ -47,7 +47,7 @@ def rights(kafka: KafkaSettings, role: Role) -> tuple[Right, ...]:
         "operator": _operator,
         "admin": _admin,
     }[role](kafka)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys([*found, *(_shadow(shadow_topic, role) if shadow_topic else ())]))
 
 
 def _service(kafka: KafkaSettings) -> Iterator[Right]:
@@ -84,10 +84,23 @@ def _operator(kafka: KafkaSettings) -> Iterator[Right]:
 def _admin(kafka: KafkaSettings) -> Iterator[Right]:
     letters = kafka.dead_letter_topic
     for topic in (*kafka.input_topics, kafka.output_topic, letters, replay_marker_topic(letters)):
-        yield Right("Create", "topic", topic, "`ouzel topics create`")
-        yield Right("Describe", "topic", topic, "to see whether it is there")
-        yield Right("DescribeConfigs", "topic", topic, "to compare it with the settings")
+        yield from _made(topic)
     yield Right("DescribeConfigs", "cluster", "kafka-cluster", "the broker's default number of replicas")
+
+
+def _shadow(topic: str, role: Role) -> Iterator[Right]:
+    if role == "service":
+        yield Right("Write", "topic", topic, "what a new model says while it is compared")
+    elif role == "reader":
+        yield Right("Read", "topic", topic, "what a new model says while it is compared")
+    elif role == "admin":
+        yield from _made(topic)
+
+
+def _made(topic: str) -> Iterator[Right]:
+    yield Right("Create", "topic", topic, "`ouzel topics create`")
+    yield Right("Describe", "topic", topic, "to see whether it is there")
+    yield Right("DescribeConfigs", "topic", topic, "to compare it with the settings")
 
 
 def principal_of(kafka: KafkaSettings) -> str:

@@ -28,6 +28,7 @@ def run_service(
     settings: Settings,
     *,
     resume: bool = False,
+    read_settings: Callable[[], Settings] | None = None,
     relabel: Range | None = None,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
     wrap: Wrap = lambda ports: ports,
@@ -35,8 +36,9 @@ def run_service(
 ) -> None:
     """Run one replica until it is told to stop, or until `relabel` is done by all replicas of the group.
 
-    `wrap` is for tests: it may put something between the service and its ports. `sources` says where each setting came
-    from: one from a secret file is told nobody.
+    With `read_settings`, which gives the settings as they are then, new versions of the model go live meanwhile; a
+    range is labelled by one model. `wrap` is for tests: it may put something between the service and its ports.
+    `sources` says where each setting came from: one from a secret file is told nobody.
 
     Raises:
         Fatal: see `errors`.
@@ -45,6 +47,8 @@ def run_service(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_leave_early, code=0 if relabel is None else RangeUnfinished.exit_code))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # there is nothing to go on with yet
+    asked_early: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _frame: asked_early.append(number))
     logger.info("ouzel {}", __version__)
     metrics = Metrics()
     health = Health(
@@ -75,10 +79,14 @@ def run_service(
                 metrics=metrics,
                 health=health,
                 resume=resume,
+                read_settings=read_settings if relabel is None else None,
                 parts=parts,
                 on_progress=on_progress,
                 notebook=notebook,
             )
+            signal.signal(signal.SIGHUP, lambda _number, _frame: service.look_for_new_model())
+            if asked_early:
+                service.look_for_new_model()
             service.run()
     logger.info("stopped")
     if relabel is not None and not service.pipeline.finished:

@@ -67,6 +67,8 @@ def _topics(settings: Settings) -> Iterator[Conflict]:
             )
     named = [("kafka.input_topics", topic) for topic in kafka.input_topics if not topic.startswith("^")]
     named += [("kafka.output_topic", kafka.output_topic), ("kafka.dead_letter_topic", kafka.dead_letter_topic)]
+    shadow = settings.swap.shadow_topic
+    named += [("swap.shadow_topic", shadow)] if shadow else []
     for key, topic in named:
         if not _TOPIC_NAME.fullmatch(topic) or topic in {".", ".."}:
             fix = "use letters, digits, '.', '_' and '-', at most 249 of them"
@@ -88,6 +90,13 @@ def _topics(settings: Settings) -> Iterator[Conflict]:
                 f"{topic!r} is an input or the output topic too: letters would be taken for images or label events",
                 "give the dead letters a topic of their own",
             )
+    letters = kafka.dead_letter_topic
+    if shadow in {*taken, letters, replay_marker_topic(letters)}:
+        yield Conflict(
+            ("swap.shadow_topic",),
+            f"{shadow!r} has another use: what a new model says would be taken for images, label events or letters",
+            "give it a topic of its own, or leave it empty",
+        )
 
 
 def _kafka(settings: Settings) -> Iterator[Conflict]:

@@ -43,7 +43,10 @@ from consumer.messages import (
     Skipped,
     StoredImage,
 )
-from consumer.ports import AssignmentListener, CommitResult, ModelVersion, OffsetLost, TopicFacts
+from consumer.ports import AssignmentListener, Clock, CommitResult, ModelVersion, OffsetLost, TopicFacts
+from consumer.stages.batch import padded_sizes
+from consumer.stages.infer import Inference
+from consumer.stages.serving import Serving
 
 
 class FakeImageStore:
@@ -617,10 +620,12 @@ class FakeSink:
 class FakeDecoder:
     """`ports.ImageDecoder` whose images are numbers: `b"7"` is uint8 [2, 2, 3] full of 7, declared as 4 x 4.
 
-    `b"bad"` is no image, `b"crash"` brings out a defect. Clear `gate` to keep decoding waiting.
+    `b"bad"` is no image, `b"crash"` brings out a defect. Clear `gate` to keep decoding waiting. `side` is that of the
+    pixels.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, side: int = 2) -> None:
+        self._side = side
         self.gate = threading.Event()
         self.gate.set()
 
@@ -635,7 +640,7 @@ class FakeDecoder:
     def decode(self, body: bytes) -> Decoded:
         """See the port."""
         assert self.gate.wait(5)
-        pixels = np.full((2, 2, 3), int(body) % 256, np.uint8)
+        pixels = np.full((self._side, self._side, 3), int(body) % 256, np.uint8)
         return Decoded(pixels, ImageFacts(4, 4, "PNG", hashlib.sha256(body).hexdigest(), len(body)))
 
 
@@ -645,8 +650,8 @@ class FakeSandbox(FakeDecoder):
     `decoded` are the images that it was given, in order; `closed` counts.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, side: int = 2) -> None:
+        super().__init__(side)
         self.culprits: set[bytes] = set()
         self.missing = False
         self.decoded: list[bytes] = []
@@ -667,14 +672,18 @@ class FakeSandbox(FakeDecoder):
 
 
 class FakeRuntime:
-    """`ports.ModelRuntime`: an image full of n has class n % 8. `poison` makes a batch fail, `not_numbers` gives NaN.
-    Clear `gate` to keep a call waiting; `fatal` is raised whatever the images are."""
+    """`ports.ModelRuntime`: an image full of n has class n % 8, and the next one where n is in `others`. `poison` makes
+    a batch fail, `not_numbers` gives NaN. Clear `gate` to keep a call waiting; `fatal` is raised whatever the images
+    are. Versions have digests of their own."""
 
     info = ModelInfo("fake", "1", "sha256:" + "00" * 32, "fake", "f32")
-    input_size = (2, 2)
     class_count = 8
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "1", *, side: int = 2) -> None:
+        self.info = replace(FakeRuntime.info, version=version, digest=fake_digest(version))
+        self.input_size = (side, side)
+        self.others: set[int] = set()
+        self.closed = 0
         self.gate = threading.Event()
         self.gate.set()
         self.running = threading.Event()
@@ -687,7 +696,7 @@ class FakeRuntime:
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """See the port."""
-        self.warmed = list(batch_sizes)
+        self.warmed += batch_sizes
 
     def infer(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See the port."""
@@ -701,11 +710,36 @@ class FakeRuntime:
             raise ValueError("poisoned")
         scores = np.zeros((len(values), self.class_count), np.float32)
         for row, value in enumerate(values):
-            scores[row, value % self.class_count] = np.nan if value in self.not_numbers else 1.0
+            found = value + (value in self.others)
+            scores[row, found % self.class_count] = np.nan if value in self.not_numbers else 1.0
         return scores
 
     def close(self) -> None:
         """See the port."""
+        self.closed += 1
+
+
+def fake_digest(version: str) -> str:
+    """Of a `FakeRuntime` of this version."""
+    return "sha256:" + f"{int(version) - 1:064x}"
+
+
+def fake_serving(
+    runtime: FakeRuntime,
+    decoder: FakeDecoder | None = None,
+    sandbox: FakeSandbox | None = None,
+    *,
+    clock: Clock | None = None,
+) -> Serving:
+    """A model over fakes: batches of up to four, one label."""
+    side = runtime.input_size[0]
+    labels = FakeLabels()
+    return Serving(
+        decoder=decoder or FakeDecoder(side),
+        sandbox=sandbox or FakeSandbox(side),
+        inference=Inference(runtime, labels, sizes=padded_sizes(4), top_k=1, min_score=0.5, clock=clock or FakeClock()),
+        decodes_as=runtime.input_size,
+    )
 
 
 class FakeLabels:

@@ -130,7 +130,6 @@ def _classified(settings: "Settings", images: list[tuple[str, str]]) -> Iterator
                     given += 1
         finally:
             flow.close()
-            model.runtime.close()
 
 
 def _uri(image: "Image") -> str:

@@ -171,7 +171,7 @@ def _topics(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
 def _rights(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
     from consumer.rights import rights
 
-    for right in rights(settings.kafka, "service"):
+    for right in rights(settings.kafka, "service", shadow_topic=settings.swap.shadow_topic):
         allowed = _allowed(admin, right)
         if allowed != _ABSENT:
             yield _right(settings, right, allowed)

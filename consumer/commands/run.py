@@ -33,12 +33,13 @@ def run(
         ouzel run --from 2026-01-31T09:30:00Z --until end --group relabel-2026-02
 
     SIGTERM finishes what is in flight, commits and leaves the group: exit 0. A second signal ends at once. SIGUSR1
-    goes on after the dead-letter limit. Exit codes: 2 settings, 3 model, 4 model stuck, 5 broker, 6 topic missing,
-    7 not authorized, 8 output refused, 9 group.instance.id taken, 10 dead-letter limit, 12 records lost,
-    13 a decode that does not return, 14 no sandbox, 15 range not done, 70 anything else.
+    goes on after the dead-letter limit; SIGHUP looks for a new version of the model at once. Exit codes: 2 settings,
+    3 model, 4 model stuck, 5 broker, 6 topic missing, 7 not authorized, 8 output refused, 9 group.instance.id taken,
+    10 dead-letter limit, 12 records lost, 13 a decode that does not return, 14 no sandbox, 15 range not done,
+    70 anything else.
     """
     from consumer.commands.doctor import check_client_properties
-    from consumer.console import settings_and_sources_from
+    from consumer.console import read_settings_again, settings_and_sources_from
     from consumer.rights import named_in_full
     from consumer.service import end_service, run_service
 
@@ -46,7 +47,7 @@ def run(
     check_client_properties(settings)
     if since is None and until is None and group is None:
         try:
-            run_service(settings, resume=resume, sources=sources)
+            run_service(settings, resume=resume, read_settings=lambda: read_settings_again(ctx), sources=sources)
         except Fatal as error:
             end_service(named_in_full(error, settings.kafka))
         end_service()

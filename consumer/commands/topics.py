@@ -20,7 +20,7 @@ def create(
         bool, typer.Option("--dry-run", help="Ask the broker whether it would; create nothing.")
     ] = False,
 ) -> None:
-    """Create the input, output and dead-letter topics, and the one that notes what was replayed.
+    """Create the input, output and dead-letter topics, the one that notes what was replayed, and swap.shadow_topic.
 
     Partitions, replication, retention and sizes come from the settings topics.* and kafka.max_message_bytes. A topic
     that is there already is left as it is: see `ouzel topics describe`. The user needs Create; the service itself does
@@ -119,8 +119,9 @@ def acls(
 
     if ":" not in principal:
         raise typer.BadParameter(f"{principal!r} has no type; did you mean User:{principal}?", param_hint="--principal")
-    kafka = settings_from(ctx).kafka
-    needed = rights(kafka, role.value)
+    settings = settings_from(ctx)
+    kafka = settings.kafka
+    needed = rights(kafka, role.value, shadow_topic=settings.swap.shadow_topic)
     if output is AclOutput.COMMANDS:
         servers = bootstrap_server or kafka.bootstrap_servers
         for line in commands(needed, principal, bootstrap_servers=servers, host=host, command_config=command_config):
@@ -179,7 +180,8 @@ def topic_plans(settings: "Settings", replicas: int | None) -> "list[TopicPlan]"
         }
 
     wanted = {name: kept(topics.input_retention_ms, kafka.max_message_bytes) for name in kafka.input_topics}
-    wanted[kafka.output_topic] = kept(topics.output_retention_ms, kafka.max_message_bytes)
+    for name in filter(None, (kafka.output_topic, settings.swap.shadow_topic)):
+        wanted[name] = kept(topics.output_retention_ms, kafka.max_message_bytes)
     # A letter is the original and the headers that say what was wrong with it.
     letters_max_bytes = kafka.max_message_bytes + HEADROOM_BYTES
     wanted[kafka.dead_letter_topic] = kept(topics.dead_letter_retention_ms, letters_max_bytes)

@@ -4,6 +4,7 @@ A batch closes at the first of
 
 * `max_size` images,
 * `max_bytes` of pixels,
+* the last image before another model's: a batch never mixes two,
 * `max_wait_ms` since its **first** image came,
 * an idle model with work waiting, and nothing being decoded that could still join within `max_wait_ms`.
 
@@ -83,6 +84,8 @@ class Batcher:
         for count, image in enumerate(self._waiting):
             if count == self._max_size:
                 return count, CloseReason.SIZE
+            if image.serving != self._waiting[0].serving:
+                return count, CloseReason.MODEL
             held += image.pixels.nbytes
             if held > self._max_bytes and count:  # one image larger than the whole bound goes alone
                 return count, CloseReason.BYTES

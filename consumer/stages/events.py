@@ -14,7 +14,7 @@ import re
 import struct
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote
@@ -204,6 +204,13 @@ def label_event(labelled: Labelled, context: EventContext, published_at: str) ->
         (names.TRACEPARENT, _traceparent(delivery, identity)),
     )
     return OutputRecord(topic=context.output_topic, value=value, key=delivery.key, headers=headers)
+
+
+def shadow_event(labelled: Labelled, context: EventContext, topic: str, published_at: str) -> OutputRecord:
+    """`label_event` of a model that is only compared with the one that labels, marked by a header (of CloudEvents an
+    extension attribute), for a topic of its own."""
+    event = label_event(labelled, context, published_at)
+    return replace(event, topic=topic, headers=(*event.headers, (names.SHADOW, b"true")))
 
 
 def dead_letter(rejected: Rejected, context: EventContext) -> OutputRecord:

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumer.errors import Fatal, InferenceFailed
-from consumer.messages import Batch, DecodedImage, Labelled, Rejected
+from consumer.messages import Batch, DecodedImage, Labelled, ModelInfo, Rejected
 from consumer.ports import Clock, Labels, ModelRuntime
 from consumer.stages.batch import padded
 from consumer.stages.rank import top_labels
@@ -33,13 +33,27 @@ class Inference:
         self._buffer = np.zeros((sizes[-1], height, width, 3), dtype=np.uint8)
 
     @property
+    def info(self) -> ModelInfo:
+        """Which model it is."""
+        return self._runtime.info
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The batch sizes that it pads to, ascending."""
+        return self._sizes
+
+    @property
     def image_bytes(self) -> int:
         """Bytes of one image's pixels at the model's input size."""
         return int(self._buffer[0].nbytes)
 
-    def warm_up(self) -> None:
-        """Run every padded size once. Raises ModelError."""
-        self._runtime.warm_up(self._sizes)
+    def warm_up(self, *sizes: int) -> None:
+        """Run these of the padded sizes once, or all of them. Raises ModelError."""
+        self._runtime.warm_up(sizes or self._sizes)
+
+    def close(self) -> None:
+        """Free the model. Idempotent."""
+        self._runtime.close()
 
     def padding(self, count: int) -> int:
         """Images of padding that a batch of `count` needs."""

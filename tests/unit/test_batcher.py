@@ -1,5 +1,7 @@
 """When a batch closes, and what it is padded to."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,6 +33,14 @@ def _sizes(batch: Batch | None) -> tuple[int, CloseReason] | None:
 def test_nothing_waiting_makes_no_batch() -> None:
     assert _batcher().take(0.0, more_coming=False) is None
     assert _batcher().due_in_s(0.0) is None
+
+
+def test_a_batch_never_mixes_the_images_of_two_models() -> None:
+    old, new = _image(1.0), replace(_image(1.0), serving=1)
+    batcher = _batcher(old, old, new, old)
+    taken = [_sizes(batcher.take(1.0, more_coming=True)) for _ in range(2)]
+    assert taken == [(2, CloseReason.MODEL), (1, CloseReason.MODEL)]
+    assert _sizes(batcher.take(1.0, more_coming=False)) == (1, CloseReason.IDLE)
 
 
 def test_a_full_batch_closes_while_more_is_coming() -> None:

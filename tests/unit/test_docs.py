@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,6 +227,35 @@ def _metrics() -> set[str]:
 def test_metrics_exist(path: Path) -> None:
     named = set(re.findall(r"\bouzel_[a-z_]+", path.read_text()))
     assert named <= _metrics()
+
+
+def test_the_reader_of_operations_keeps_one_label_an_image(tmp_path: Path) -> None:
+    """Of each source the last, though another partition was read first."""
+    (script,) = [block for block in _blocks(ROOT / "docs" / "operations.md", "python") if "last_by_source" in block]
+    program = tmp_path / "last_by_source.py"
+    program.write_text(script)
+
+    def event(offset: int, second: int, version: str, *labels: str, image_id: str = "a") -> str:
+        return json.dumps(
+            {
+                "source": {"topic": "images", "partition": 0, "offset": offset},
+                "image_id": image_id,
+                "published_at": f"2026-01-31T09:30:0{second}.000Z",
+                "labels": [{"label": label} for label in labels],
+                "model": {"version": version},
+            }
+        )
+
+    events = [
+        event(1, 5, "2", "wren"),
+        event(1, 1, "1", "finch"),
+        event(1, 1, "1", "tit", image_id="b"),
+        event(2, 2, "1"),
+    ]
+    run = subprocess.run(
+        [sys.executable, str(program)], input="\n".join(events), capture_output=True, text=True, check=True, timeout=30
+    )
+    assert run.stdout.splitlines() == ["a wren 2", "b tit 1", "a - 1"]
 
 
 def test_operations_names_every_metric() -> None:

@@ -32,6 +32,7 @@ from consumer.errors import (
 from consumer.flow import Flow
 from consumer.messages import (
     Abandoned,
+    Decoded,
     Delivery,
     ImageJob,
     Labelled,
@@ -50,12 +51,20 @@ from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.ports import MessageParser, RecordDecoder
 from consumer.silence import SilenceLimit
-from consumer.stages.batch import Batcher, padded_sizes
+from consumer.stages.batch import Batcher
 from consumer.stages.fetch_cache import FetchCache
-from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget
 from consumer.stages.retry import Retries
-from tests.fakes import FakeClock, FakeDecoder, FakeImageStore, FakeLabels, FakeRuntime, FakeSandbox, fake_parse
+from consumer.stages.shadow import HandOff, Sample
+from tests.fakes import (
+    FakeClock,
+    FakeDecoder,
+    FakeImageStore,
+    FakeRuntime,
+    FakeSandbox,
+    fake_parse,
+    fake_serving,
+)
 from tests.processes import wait_until
 
 
@@ -85,15 +94,12 @@ class Rig:
         self.cache = FetchCache(
             max_bytes=cache_bytes, max_age_s=60, monotonic_s=self.clock.monotonic_s, told=observer.fetch_cache
         )
+        self.hand_off = HandOff(self.budget)
         self.flow = Flow(
             parser=parser,
             stores=[self.store],
             cache=self.cache if cache_bytes else None,
-            decoder=self.decoder,
-            sandbox=self.sandbox,
-            inference=Inference(
-                self.runtime, FakeLabels(), sizes=padded_sizes(4), top_k=1, min_score=0.5, clock=self.clock
-            ),
+            serving=fake_serving(self.runtime, self.decoder, self.sandbox, clock=self.clock),
             batcher=Batcher(max_size=4, max_bytes=10_000, max_wait_ms=5),
             retries=Retries(
                 max_attempts=2,
@@ -116,6 +122,7 @@ class Rig:
             on_outcome=self._note,
             on_crash=self._note_crash,
             schemas=schemas,
+            hand_off=self.hand_off,
         )
         self.flow.start()
 
@@ -720,6 +727,157 @@ def test_a_decode_past_its_deadline_ends_the_process(rig: Rig) -> None:
     rig.decoder.gate.set()
     rig.outcome(1)
     rig.flow.tick()
+
+
+# --- a swap ---------------------------------------------------------------------------------------------------------
+
+
+def _by(outcome: Outcome) -> str:
+    assert isinstance(outcome, Labelled), outcome
+    return outcome.model.version
+
+
+def test_each_image_is_labelled_by_the_model_that_it_was_decoded_for(rig: Rig) -> None:
+    """A swap while images wait for the model: those before it are the old one's, and no batch mixes the two."""
+    second = FakeRuntime("2", side=3)
+    second.others = set(range(256))
+    rig.runtime.gate.clear()
+    rig.submit(b"1")
+    assert rig.runtime.running.wait(5)
+    before = rig.submit(b"2", b"3", b"4")
+    rig.wait(lambda: len(rig.flow._batcher) == 3, "three that wait for the model")
+    rig.flow.swap(fake_serving(second))
+    after = rig.submit(b"2", b"3", b"4")
+    rig.wait(lambda: len(rig.flow._batcher) == 6, "six that do")
+    assert rig.runtime.closed == 0
+    rig.runtime.gate.set()
+    assert [(_by(rig.of(each)), _class(rig.of(each))) for each in before] == [("1", 2), ("1", 3), ("1", 4)]
+    assert [(_by(rig.of(each)), _class(rig.of(each))) for each in after] == [("2", 3), ("2", 4), ("2", 5)]
+    assert rig.runtime.calls == [[1], [2, 3, 4]]
+    assert second.calls == [[2, 3, 4]]
+    assert rig.runtime.closed == 1
+    assert second.closed == 0
+
+
+def test_under_load_every_image_has_one_outcome_and_the_labels_of_its_digest(rig: Rig) -> None:
+    runtimes = [rig.runtime, *(FakeRuntime(str(version), side=version) for version in (2, 3, 4))]
+    for odd in runtimes[1::2]:
+        odd.others = set(range(256))
+    sent: list[Delivery] = []
+    for runtime in runtimes:
+        if runtime is not rig.runtime:
+            rig.flow.swap(fake_serving(runtime))
+        for number in range(50):
+            sent += rig.submit(*[b"%d" % (number % 250)] * 3, rig.put(f"{number}", b"%d" % number), b"bad")
+    outcomes = [rig.of(delivery) for delivery in sent]
+    for delivery, outcome in zip(sent, outcomes, strict=True):
+        if not isinstance(outcome, Labelled):
+            assert delivery.value == b"bad"
+            continue
+        value = int(rig.store.images.get((delivery.value or b"").decode(), delivery.value or b""))
+        even = int(outcome.model.version) % 2 == 0
+        assert _class(outcome) == (value + even) % 8
+    assert {_by(each) for each in outcomes if isinstance(each, Labelled)} >= {"4"}
+    assert [runtime.closed for runtime in runtimes] == [1, 1, 1, 0]
+
+
+def test_an_old_model_is_closed_when_its_last_image_turns_out_to_be_none(rig: Rig) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def refuse(body: bytes) -> Decoded:
+        began.set()
+        assert go_on.wait(5)
+        raise NotAnImage(repr(body))
+
+    rig.decoder.decode = refuse  # type: ignore[method-assign]
+    (last,) = rig.submit(b"1")
+    assert began.wait(5)
+    rig.flow.swap(fake_serving(FakeRuntime("2")))
+    assert rig.runtime.closed == 0
+    go_on.set()
+    assert _error(rig.of(last)) == (NotAnImage, "decode")
+    rig.wait(lambda: rig.runtime.closed == 1, "its end")
+
+
+def test_an_abandoned_batch_lets_the_old_model_go_too(rig: Rig) -> None:
+    rig.runtime.gate.clear()
+    rig.submit(b"1")
+    assert rig.runtime.running.wait(5)
+    other = Lease(Partition("images", 1), epoch=1, topic_id="")
+    rig.submit(b"2", lease=other)
+    rig.wait(lambda: len(rig.flow._batcher) == 1, "one that waits")
+    rig.flow.swap(fake_serving(FakeRuntime("2")))
+    other.state = LeaseState.ENDED
+    rig.runtime.gate.set()
+    rig.outcome(2)
+    rig.wait(lambda: rig.runtime.closed == 1, "its end")
+
+
+def test_suspects_are_decoded_in_the_sandbox_of_the_model_that_labels_them(rig: Rig) -> None:
+    serving = fake_serving(FakeRuntime("2", side=3))
+    rig.flow.swap(serving)
+    assert rig.sandbox.closed == 1
+    (sent,) = rig.submit(b"1", suspect=True)
+    assert _by(rig.of(sent)) == "2"
+    assert isinstance(serving.sandbox, FakeSandbox)
+    assert serving.sandbox.decoded == [b"1"]
+    assert rig.sandbox.decoded == []
+
+
+def test_room_is_held_for_the_pixels_of_the_model_that_labels(rig: Rig) -> None:
+    rig.decoder.gate.clear()
+    rig.submit(b"1", b"1")
+    rig.wait(lambda: len(rig.flow._with_decoder) == 2, "both threads to decode")
+    (waiting,) = rig.submit(b"2")  # let in for the old model, decoded for the new one
+    held = rig.budget.used_bytes
+    serving = fake_serving(FakeRuntime("2", side=5))
+    decoder = serving.decoder
+    assert isinstance(decoder, FakeDecoder)
+    decoder.gate.clear()
+    rig.flow.swap(serving)
+    (fresh,) = rig.submit(b"3")
+    assert rig.budget.used_bytes == held + fresh.size_bytes + 5 * 5 * 3
+    rig.decoder.gate.set()
+    rig.wait(lambda: rig.flow.is_decoding(waiting) and rig.flow.is_decoding(fresh), "both to be with the new decoder")
+    rig.clock.advance(1.0)  # others are on their way, and a batch waits for them no longer than it may
+    with rig.flow._batch_changed:
+        rig.flow._batch_changed.notify_all()
+    rig.wait(lambda: len(rig.outcomes) == 2, "those of the old one")
+    reserved = 2 * 4 * 4 * 3
+    rig.wait(
+        lambda: rig.budget.used_bytes == waiting.size_bytes + fresh.size_bytes + 2 * 5 * 5 * 3 + reserved,
+        "room for two of the new size",
+    )
+    decoder.gate.set()
+    rig.outcome(4)
+
+
+def test_batches_of_the_running_model_are_offered_with_the_bytes_that_were_asked_for(rig: Rig) -> None:
+    taken: list[Sample] = []
+    rig.hand_off.want(taken.append, bodies=2, decode_bytes=10_000)
+    rig.submit(b"3", suspect=True)  # not to be decoded again outside the sandbox
+    rig.outcome(1)
+    assert taken == []
+    rig.submit(b"1", rig.put("two", b"2"))
+    rig.outcome(3)
+    rig.wait(lambda: bool(taken), "a sample")
+    (sample,) = taken
+    assert {image.body for image, _ in sample.pairs} <= {b"1", b"2"}
+    assert all(outcome.labels[0].index == int(image.body or b"") for image, outcome in sample.pairs)
+    assert rig.budget.used_bytes == sample.size_bytes
+    rig.hand_off.done(sample)
+    assert not rig.hand_off.keeps(1)
+
+
+def test_the_largest_delay_is_that_of_the_oldest_image_of_a_batch_since_the_last_time(rig: Rig) -> None:
+    rig.runtime.gate.clear()
+    rig.submit(b"1")
+    assert rig.runtime.running.wait(5)
+    rig.clock.advance(3.0)
+    rig.runtime.gate.set()
+    rig.outcome(1)
+    assert rig.flow.take_largest_delay_s() >= 3.0
+    assert rig.flow.take_largest_delay_s() == 0.0
 
 
 # --- suspects -------------------------------------------------------------------------------------------------------

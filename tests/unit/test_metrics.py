@@ -71,6 +71,29 @@ def test_each_thing_that_happens_is_counted_under_its_name() -> None:
     }
 
 
+def test_after_a_swap_only_the_new_model_is_shown() -> None:
+    metrics = _all_used()
+    metrics.model(ModelInfo("bird", "2", "sha256:cd", "openvino", "f32"))
+    (labels,) = [dict(labels) for name, labels in _samples(metrics) if name == "ouzel_model_info"]
+    assert (labels["version"], labels["digest"], labels["runtime"]) == ("2", "sha256:cd", "openvino")
+
+
+def test_what_becomes_of_new_models_is_counted() -> None:
+    metrics = Metrics()
+    metrics.swap("refused")
+    metrics.swap_state("shadowing")
+    metrics.shadowed(same=True, agreement=1.0)
+    metrics.shadowed(same=False, agreement=0.5)
+    samples = _samples(metrics)
+    assert samples["ouzel_model_swaps_total", (("result", "refused"),)] == 1
+    assert samples["ouzel_model_swaps_total", (("result", "swapped"),)] == 0
+    assert samples["ouzel_swap_state", ()] == 2
+    assert samples["ouzel_shadow_images_total", (("first_label", "other"),)] == 1
+    assert samples["ouzel_shadow_agreement", ()] == 0.5
+    metrics.swap_state("none")
+    assert _samples(metrics)["ouzel_swap_state", ()] == 0
+
+
 def test_nothing_else_is_exposed_but_the_processs_own_figures() -> None:
     names = {name for name, _ in _samples(_all_used())}
     assert {name for name in names if name.startswith("process_")} >= {

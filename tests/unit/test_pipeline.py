@@ -26,10 +26,9 @@ from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.pipeline import Pipeline, Rules
 from consumer.silence import SilenceLimit
-from consumer.stages.batch import Batcher, padded_sizes
+from consumer.stages.batch import Batcher
 from consumer.stages.dead_letter_limit import DeadLetterLimit
 from consumer.stages.events import EventContext
-from consumer.stages.infer import Inference
 from consumer.stages.intake import ByteBudget, Intake
 from consumer.stages.publish import Publisher
 from consumer.stages.relabel import Progress, fix_range
@@ -41,12 +40,12 @@ from tests.fakes import (
     FakeDecoder,
     FakeGroupView,
     FakeImageStore,
-    FakeLabels,
     FakeRuntime,
     FakeSandbox,
     FakeSink,
     FakeSource,
     fake_parse,
+    fake_serving,
 )
 from tests.processes import wait_until
 
@@ -111,11 +110,7 @@ class Rig:
         self.flow = Flow(
             parser=fake_parse,
             stores=[self.store],
-            decoder=self.decoder,
-            sandbox=self.sandbox,
-            inference=Inference(
-                self.runtime, FakeLabels(), sizes=padded_sizes(4), top_k=1, min_score=0.5, clock=self.clock
-            ),
+            serving=fake_serving(self.runtime, self.decoder, self.sandbox, clock=self.clock),
             batcher=Batcher(max_size=4, max_bytes=10_000, max_wait_ms=0),
             retries=Retries(
                 max_attempts=1,

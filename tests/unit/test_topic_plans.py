@@ -6,7 +6,8 @@ import pytest
 
 from consumer.adapters.kafka_admin import TopicFacts, TopicPlan
 from consumer.commands.topics import differences, topic_plans
-from consumer.settings import KafkaSettings, Settings, TopicSettings
+from consumer.rights import Role, rights
+from consumer.settings import KafkaSettings, Settings, SwapSettings, TopicSettings
 
 SETTINGS = Settings(
     kafka=KafkaSettings(input_topics=["a", "b"], max_message_bytes=5_000_000),
@@ -29,6 +30,24 @@ def test_sizes_retention_and_partitions_come_from_the_settings() -> None:
     assert plans["images.dlq"].config["retention.ms"] == "-1"
     assert plans["images.dlq"].config["max.message.bytes"] == str(5_000_000 + 65_536)
     assert plans["images.dlq.replayed"].config == {"cleanup.policy": "compact"}
+
+
+def test_what_a_new_model_says_has_a_topic_like_the_output_where_it_is_wanted() -> None:
+    settings = SETTINGS.model_copy(update={"swap": SwapSettings(shadow_topic="predictions.shadow")})
+    plans = {plan.name: plan for plan in topic_plans(settings, 1)}
+    assert plans["predictions.shadow"] == replace(plans["predictions"], name="predictions.shadow")
+
+
+def test_rights_on_the_topic_of_what_a_new_model_says() -> None:
+    def operations(role: Role) -> set[str]:
+        found = rights(SETTINGS.kafka, role, shadow_topic="shadow")
+        assert set(found) > set(rights(SETTINGS.kafka, role)) or role in {"sender", "operator"}
+        return {right.operation for right in found if right.name == "shadow"}
+
+    assert operations("service") == {"Write"}
+    assert operations("reader") == {"Read"}
+    assert operations("admin") == {"Create", "Describe", "DescribeConfigs"}
+    assert operations("sender") == operations("operator") == set()
 
 
 @pytest.mark.parametrize(("replicas", "safe"), [(None, False), (1, False), (2, False), (3, True), (5, True)])
