@@ -55,7 +55,8 @@ class Replica:
 
     def __init__(self, process: subprocess.Popen[bytes], health: str) -> None:
         self.process = process
-        self._health = health
+        self.health = health
+        """Where /metrics is: host and port."""
         self._psutil = psutil.Process(process.pid)
 
     def wait_ready(self, timeout_s: float = 120) -> None:
@@ -65,7 +66,7 @@ class Replica:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the replica ended with {self.process.returncode}")
             try:
-                with urllib.request.urlopen(f"http://{self._health}/readyz", timeout=1):
+                with urllib.request.urlopen(f"http://{self.health}/readyz", timeout=1):
                     return
             except OSError:
                 time.sleep(0.05)
