@@ -262,14 +262,14 @@ def test_replicas_follow_an_alias_of_their_registry(
         with run.sending(photographs, per_second=60, keys=200):
             _point(registry, 2, 1)
             for replica in (one, other):
-                replica.wait_for(lambda replica=replica: _labelling(replica) == second.digest, 60, "the second one")  # type: ignore[misc]
+                replica.wait_for(lambda replica=replica: _labelling(replica) == second.digest, 60, "the second one")
             _point(registry, 3, 2, 1)
             for replica in (one, other):
-                replica.wait_for(lambda replica=replica: _swaps(replica, "failed") >= 1, 60, "a failure")  # type: ignore[misc]
+                replica.wait_for(lambda replica=replica: _swaps(replica, "failed") >= 1, 60, "a failure")
                 assert _labelling(replica) == second.digest
             _point(registry, 1)
             for replica in (one, other):
-                replica.wait_for(lambda replica=replica: _labelling(replica) == first.digest, 60, "the first one")  # type: ignore[misc]
+                replica.wait_for(lambda replica=replica: _labelling(replica) == first.digest, 60, "the first one")
         run.healed(within_s=60)
         assert one.terminate() == other.terminate() == 0
         run.assert_all_promises_kept()
