@@ -64,7 +64,11 @@ class Desk:
 
     def ouzel(self, *arguments: str | Path, code: int = 0) -> str:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OUZEL_")}
-        ours = {"OUZEL_MODEL__RUNTIME": "openvino", "XDG_CACHE_HOME": str(self.folder / "cache")}
+        ours = {
+            "OUZEL_MODEL__RUNTIME": "openvino",
+            "OUZEL_MODEL__ALLOW_PROVISIONAL": "true",
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+        }
         done = subprocess.run(
             [*OUZEL, "model", *map(str, arguments)],
             cwd=self.folder,
