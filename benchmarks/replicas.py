@@ -59,8 +59,8 @@ class Replica:
         """Where /metrics is: host and port."""
         self._psutil = psutil.Process(process.pid)
 
-    def wait_ready(self, timeout_s: float = 120) -> None:
-        """Until /readyz says so."""
+    def wait_ready(self, timeout_s: float = 120, step_s: float = 0.05) -> None:
+        """Until /readyz says so; asked every `step_s`."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
             if self.process.poll() is not None:
@@ -69,7 +69,7 @@ class Replica:
                 with urllib.request.urlopen(f"http://{self.health}/readyz", timeout=1):
                     return
             except OSError:
-                time.sleep(0.05)
+                time.sleep(step_s)
         raise RuntimeError("the replica is not ready")
 
     def resident_bytes(self) -> int:
