@@ -1,9 +1,9 @@
 """From the start of a process to a replica that is ready, with a real broker: `python -m benchmarks.ready`.
 
 What a person waits for who restarts a replica: imports, topics, model, and the group that takes it in, until /readyz
-says 200. The first start of each runtime fills the cache; then they take turns, round by round, with both group protocols.
-The broker's delay before a new classic group's first rebalance (`group.initial.rebalance.delay.ms`) is 0 here; Kafka's
-own default adds 3 s to `classic`.
+says 200. The first start of each runtime fills the cache; then they take turns, round by round, with both protocols of
+groups. The broker's delay before a new classic group's first rebalance (`group.initial.rebalance.delay.ms`) is 0 here;
+Kafka's own default adds 3 s to `classic`.
 
 One JSON line for each runtime and protocol on stdout, words on stderr.
 """
