@@ -37,8 +37,8 @@ _DECODE_BYTES_A_PIXEL = 32
 _DECODE_BODIES = 4
 _DECODE_MORE_BYTES = 256 * 1024 * 1024
 
-_DESCRIBING = ("name", "version", "labels", "signature", "input_range", "mean", "std", "resize", "crop", "output")
-"""Settings that say of a bare model what an artifact says itself."""
+DESCRIBING = ("name", "version", "labels", "signature", "input_range", "mean", "std", "resize", "crop", "output")
+"""Keys of [model] that say of a bare model what an artifact says itself."""
 
 Progress = Callable[[float, str], None]
 """Told the share that is done, 0 to 1, and what comes next."""
@@ -146,7 +146,7 @@ def open_folder(settings: Settings, folder: Path, *, pin: str = "", name: str = 
 
     model = settings.model
     if is_artifact(folder):
-        if set_besides := [f"model.{key}" for key in _DESCRIBING if getattr(model, key) != _default(key)]:
+        if set_besides := [f"model.{key}" for key in DESCRIBING if getattr(model, key) != _default(key)]:
             raise ModelError(
                 f"{', '.join(set_besides)}: set, and {folder} is an artifact, which says this itself",
                 remedy="leave them out; `ouzel model init` writes an artifact that says something else",
@@ -189,25 +189,30 @@ def open_decoder(settings: Settings, package: ModelPackage) -> ImageDecoder:
     return _decoders(settings, image.size, image.resize, image.crop)[0]
 
 
-def load_package(settings: Settings, package: ModelPackage) -> Model:
-    """A model that is here: its runtime, labels and decoder. Raises ModelError and DeviceMissing."""
+def load_package(settings: Settings, package: ModelPackage, *, preferred: str = "") -> Model:
+    """A model that is here: its runtime (see `choose_runtime`), labels and decoder. Raises ModelError and
+    DeviceMissing."""
     from consumer.adapters.labels import load_labels, no_labels
 
-    runtime = open_runtime(settings, package)
+    runtime = open_runtime(settings, package, preferred=preferred)
     labels = load_labels(package.labels, runtime.class_count) if package.labels is not None else no_labels()
     image = package.spec.input
     decoder, sandbox = _decoders(settings, image.size, image.resize, image.crop)
     return Model(runtime, labels, decoder, sandbox, package)
 
 
-def choose_runtime(settings: Settings, package: ModelPackage) -> "Choice":
-    """Which runtime `model.runtime` stands for with this model, and why. `auto` tries those installed, once; see
-    `adapters/runtimes/choose.py`. Raises ModelError and its kinds."""
+def choose_runtime(settings: Settings, package: ModelPackage, *, preferred: str = "") -> "Choice":
+    """Which runtime `model.runtime` stands for with this model, and why. `auto` takes the `preferred` one where that is
+    installed and runs the model's format; else it tries those installed, once: see `adapters/runtimes/choose.py`.
+    Raises ModelError and its kinds."""
     from consumer.adapters.runtimes.choose import Choice
     from consumer.adapters.runtimes.choose import choose_runtime as fastest
+    from consumer.adapters.runtimes.kinds import candidates
 
     model, made_for = settings.model, package.spec.runtime
     if model.runtime == "auto":
+        if preferred and preferred in {kind.name for kind in candidates(package)}:
+            return Choice(preferred, "it runs the model that labels now")
         return fastest(
             package,
             threads=model.threads or quota_cores(),
@@ -223,12 +228,13 @@ def choose_runtime(settings: Settings, package: ModelPackage) -> "Choice":
     return Choice(model.runtime, "set by model.runtime")
 
 
-def open_runtime(settings: Settings, package: ModelPackage) -> ModelRuntime:
-    """The runtime that runs it here, loaded; says which and why. Raises ModelError and its kinds."""
+def open_runtime(settings: Settings, package: ModelPackage, *, preferred: str = "") -> ModelRuntime:
+    """The runtime that runs it here (see `choose_runtime`), loaded; says which and why. Raises ModelError and its
+    kinds."""
     from consumer.adapters.runtimes.kinds import kind_of, open_kind
 
     model = settings.model
-    choice = choose_runtime(settings, package)
+    choice = choose_runtime(settings, package, preferred=preferred)
     if model.runtime == "auto":
         logger.info("runtime {}: {}", choice.runtime, choice.why)
     return open_kind(

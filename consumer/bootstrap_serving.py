@@ -7,7 +7,7 @@ from functools import partial
 from loguru import logger
 
 from consumer import bootstrap_model
-from consumer.bootstrap_model import Model
+from consumer.bootstrap_model import DESCRIBING, Model
 from consumer.clock import SystemClock
 from consumer.model_spec import ModelPackage
 from consumer.settings import KEYS, Settings, SwapSettings, value_of
@@ -16,10 +16,7 @@ from consumer.stages.infer import Inference
 from consumer.stages.serving import Serving
 from consumer.swap import Obtained, SwapRules, Wanted
 
-_MODEL_KEYS = (
-    *("source", "name", "version", "labels", "signature", "input_range", "mean", "std", "resize", "crop", "output"),
-    "allow_provisional",
-)
+_MODEL_KEYS = ("source", *DESCRIBING, "allow_provisional")
 """Those of [model] that say which model it is: a change of one asks for another model."""
 _SWAP_KEYS = ("watch_interval_ms", "min_agreement", "shadow_images", "cpu_share")
 _OTHER_LIVE_KEYS = ("download_deadline_ms", "cache_versions")
@@ -88,12 +85,15 @@ class SourceWatch:
         version = bootstrap_model.resolve_source(settings)
 
         def obtain() -> Obtained:
+            def load(runtime: str) -> Serving:
+                return build_serving(settings, bootstrap_model.load_package(settings, package, preferred=runtime))
+
             package = bootstrap_model.obtain_package(settings, version=version)
             return Obtained(
                 digest=package.digest,
                 name=f"{package.spec.name} {package.spec.version}",
                 needed_bytes=needed_bytes(package, settings.batch.max_size),
-                load=lambda: build_serving(settings, bootstrap_model.load_package(settings, package)),
+                load=load,
                 release=partial(_release, settings, package),
             )
 

@@ -32,7 +32,8 @@ OuzelError
     │   ├── ModelNotFound   3   no such model, version or alias
     │   ├── ModelCorrupt    3   its bytes are not those of its manifest, or of the pin
     │   ├── ModelRefused    3   an optimised variant whose labels do not agree, or not surely
-    │   └── CannotRun       3   a runtime that is not installed, or not for this model or machine
+    │   ├── CannotRun       3   a runtime that is not installed, or not for this model or machine
+    │   └── CacheFull       3   the disk of the model cache is full
     ├── RuntimeStuck        4   a model call past its deadline: it cannot be cancelled
     ├── BrokerUnreachable   5
     ├── RegistryUnreachable 5
@@ -224,6 +225,10 @@ class ModelRefused(ModelError):
 
 class CannotRun(ModelError):
     """A runtime that is not installed, or that cannot run this model, in its precision, on this machine."""
+
+
+class CacheFull(ModelError):
+    """The disk that the model cache lies on is full, or cannot be written."""
 
 
 class RuntimeStuck(Fatal):

@@ -18,21 +18,24 @@ from typing import Any, Protocol, TypeVar
 
 from loguru import logger
 
-from consumer.errors import Fatal, ModelSourceUnreachable, OuzelError, Retryable
+from consumer.errors import CacheFull, Fatal, ModelSourceUnreachable, OuzelError, Retryable
 from consumer.messages import Batch, CloseReason, DecodedImage, Labelled, Rejected
 from consumer.metrics import SwapResult, SwapState
 from consumer.observer import Observer
 from consumer.ports import Clock
 from consumer.stages.serving import Serving
-from consumer.stages.shadow import Comparison, HandOff, Sample, Verdict, rest_s
+from consumer.stages.shadow import HandOff, Sample, ShadowComparison, Verdict, rest_s
 
 T = TypeVar("T")
 
 _ASK_AGAIN_S = 1.0
 """How long a batch that was asked for may stay away before further images keep their bytes for it."""
 _JOIN_S = 5.0
+_PREPARE_DEADLINE_S = 15 * 60.0
+"""For loading a new model, and for each batch size that it is warmed with: a runtime may convert or compile it first,
+on cores that the running model keeps busy. Nobody waits for it, so this is only for what never comes back."""
 _MIB = 1024 * 1024
-_BETTER_LATER = (Retryable, ModelSourceUnreachable, OSError)
+_BETTER_LATER = (Retryable, ModelSourceUnreachable, CacheFull, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,9 @@ class Obtained:
     """For people: name and version."""
     needed_bytes: int
     """Memory that it will about take."""
-    load: Callable[[], Serving]
-    """Raises `Fatal`, and whatever a runtime raises."""
+    load: Callable[[str], Serving]
+    """On this runtime, if the settings leave the choice and it runs the model. Raises `Fatal`, and whatever a runtime
+    raises."""
     release: Callable[[], None] = lambda: None
     """It will not be loaded: its files are not needed any more."""
 
@@ -100,7 +104,7 @@ class _Stopped(Exception):
 
 
 class _Stuck(Exception):
-    """A call of the new model has not come back."""
+    """Something asked of the new model has not come back."""
 
 
 class _Refused(Exception):
@@ -118,6 +122,27 @@ class _MovedOn(Exception):
     def __init__(self, wanted: Wanted) -> None:
         super().__init__(wanted.name)
         self.wanted = wanted
+
+
+@dataclass(frozen=True, slots=True)
+class _Deadline:
+    """For one thing that is asked of a new model."""
+
+    doing: str
+    seconds: float
+    of: str
+    """Where the limit is from, for people."""
+
+    def __str__(self) -> str:
+        return f"{self.doing} it has not ended in {self.seconds:g} s ({self.of})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Offered:
+    """A live batch, and for which comparison it was asked for: one that comes late may meet the next."""
+
+    sample: Sample
+    comparison: ShadowComparison
 
 
 class _Told:
@@ -156,7 +181,7 @@ class Swapper:
             running_key: of the model that labels; empty where it is not known.
             available_bytes: memory that is left; None where nothing says.
             shadow_decode_bytes: what images may take that wait to be decoded for the new model.
-            infer_deadline_s: for one call of the new model.
+            infer_deadline_s: for one batch of live images on the new model.
             shadow_event: told what the new model says of each image that it is compared on.
         """
         self._flow = flow
@@ -166,7 +191,7 @@ class Swapper:
         self._running_key = running_key
         self._available_bytes = available_bytes
         self._shadow_decode_bytes = shadow_decode_bytes
-        self._infer_deadline_s = infer_deadline_s
+        self._compare_deadline = _Deadline("comparing", infer_deadline_s, "model.infer_deadline_ms")
         self._clock = clock
         self._observer = observer
         self._shadow_event = shadow_event
@@ -175,7 +200,7 @@ class Swapper:
         """Of what was refused: not tried again until the source changes, or somebody asks."""
         self._said = ("", "")
         self._given_up = False
-        self._inbox: queue.SimpleQueue[Sample | _Told | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Offered | _Told | _Stop] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._helper = _Helper(self._stopping)
         self._thread = threading.Thread(target=self._run, name="swap", daemon=True)
@@ -205,15 +230,25 @@ class Swapper:
         try:
             while True:
                 item = self._next(self._until(look_at_s))
-                if isinstance(item, Sample):  # asked for, and not needed any more
-                    self._hand_off.done(item)
+                if isinstance(item, _Offered):  # asked for, and not needed any more
+                    self._hand_off.done(item.sample)
                 elif item is not None or self._until(look_at_s) == 0:
-                    self._follow(told=item is not None)
+                    self._follow_or_say(told=item is not None)
                     look_at_s = self._next_look_s()
         except _Stopped:
             self._hand_off.want_nothing()
 
-    def _next(self, timeout_s: float | None) -> Sample | _Told | None:
+    def _follow_or_say(self, *, told: bool) -> None:
+        """Whatever comes of one look, the next is made."""
+        try:
+            self._follow(told=told)
+        except _Stopped:
+            raise
+        except Exception as error:
+            logger.opt(exception=error).error("a new model cannot be followed: {}", _words(error))
+            self._observer.swap_ended("failed")
+
+    def _next(self, timeout_s: float | None) -> _Offered | _Told | None:
         try:
             item = self._inbox.get(timeout=timeout_s)
         except queue.Empty:
@@ -290,8 +325,8 @@ class Swapper:
             raise
         except _Stopped:
             raise  # a call of it may be under way: it ends with the process
-        except _Stuck:
-            self._give_up(wanted)
+        except _Stuck as stuck:
+            self._give_up(wanted, stuck)
         except _Refused as refused:
             self._stays(candidate, wanted, refused)
         except Exception as error:
@@ -305,7 +340,11 @@ class Swapper:
         try:
             self._check_memory(obtained)
             logger.info("new model {}: loading it beside the one that labels", obtained.name)
-            return self._helper.call(obtained.load)
+            runtime = self._flow.serving.info.runtime
+            deadline = _Deadline("loading", _PREPARE_DEADLINE_S, "the limit for loading a model")
+            return self._helper.call(lambda: obtained.load(runtime), deadline)
+        except _Stuck:
+            raise  # it still reads its files
         except Exception:
             obtained.release()
             raise
@@ -324,7 +363,8 @@ class Swapper:
         """Every batch size, the largest first, with rests between."""
         for size in reversed(candidate.inference.sizes):
             began_s = self._clock.monotonic_s()
-            self._helper.call(lambda size=size: candidate.inference.warm_up(size), self._infer_deadline_s)  # type: ignore[misc]
+            deadline = _Deadline("warming", _PREPARE_DEADLINE_S, "the limit for a batch size's first run")
+            self._helper.call(lambda size=size: candidate.inference.warm_up(size), deadline)  # type: ignore[misc]
             self._rest(self._clock.monotonic_s() - began_s, rules)
 
     def _swap(self, serving: Serving, wanted: Wanted, how: str) -> None:
@@ -361,14 +401,14 @@ class Swapper:
         )
         self._observer.swap_ended(refused.result)
 
-    def _give_up(self, wanted: Wanted) -> None:
+    def _give_up(self, wanted: Wanted, stuck: _Stuck) -> None:
         """Nothing can end the call, and a second one might hang too."""
         self._given_up = True
         logger.error(
-            "a call of {} has not come back for {:g} s (model.infer_deadline_ms) and cannot be cancelled; the running "
-            "model goes on, and no other is taken before this replica starts again",
+            "{} is not taken: {} and cannot be cancelled; the running model goes on, and no other is taken before this "
+            "replica starts again",
             wanted.name,
-            self._infer_deadline_s,
+            stuck,
         )
         self._observer.swap_ended("stuck")
 
@@ -381,7 +421,7 @@ class Swapper:
             return "it has labelled here before, and was not compared"
         if rules.shadow_images == 0:
             return "it was not compared (swap.shadow_images)"
-        comparison = Comparison(images=rules.shadow_images, min_agreement=rules.min_agreement)
+        comparison = ShadowComparison(images=rules.shadow_images, min_agreement=rules.min_agreement)
         logger.info("new model {}: comparing it on {} live images", obtained.name, rules.shadow_images)
         with self._state("shadowing"):
             self._collect(comparison, candidate, wanted)
@@ -389,17 +429,24 @@ class Swapper:
             raise _Refused("refused", f"{comparison}, and swap.min_agreement is {rules.min_agreement:.1%}")
         return str(comparison)
 
-    def _collect(self, comparison: Comparison, candidate: Serving, wanted: Wanted) -> None:
+    def _collect(self, comparison: ShadowComparison, candidate: Serving, wanted: Wanted) -> None:
         look_at_s = self._next_look_s()
         same_pixels = candidate.decodes_as == self._flow.serving.decodes_as
         bodies = 0 if same_pixels else candidate.inference.sizes[-1]
+
+        def deliver(sample: Sample) -> None:
+            self._inbox.put(_Offered(sample, comparison))
+
         try:
             while comparison.verdict is Verdict.OPEN:
-                self._hand_off.want(self._inbox.put, bodies=bodies, decode_bytes=self._shadow_decode_bytes)
+                self._hand_off.want(deliver, bodies=bodies, decode_bytes=self._shadow_decode_bytes)
                 until_s = self._until(look_at_s)
                 item = self._next(_ASK_AGAIN_S if until_s is None else min(_ASK_AGAIN_S, until_s))
-                if isinstance(item, Sample):
-                    self._compare_on(item, comparison, candidate, wanted.rules, same_pixels=same_pixels)
+                if isinstance(item, _Offered):
+                    if item.comparison is comparison:
+                        self._compare_on(item.sample, comparison, candidate, wanted.rules, same_pixels=same_pixels)
+                    else:
+                        self._hand_off.done(item.sample)
                 elif item is not None or self._until(look_at_s) == 0:
                     look_at_s = self._next_look_s()
                     self._stays_wanted(wanted)
@@ -413,7 +460,7 @@ class Swapper:
             raise _MovedOn(found)
 
     def _compare_on(
-        self, sample: Sample, comparison: Comparison, candidate: Serving, rules: SwapRules, *, same_pixels: bool
+        self, sample: Sample, comparison: ShadowComparison, candidate: Serving, rules: SwapRules, *, same_pixels: bool
     ) -> None:
         images = [image for image, _ in sample.pairs]
 
@@ -424,7 +471,7 @@ class Swapper:
             return outcomes, self._clock.monotonic_s() - began_s
 
         try:
-            outcomes, worked_s = self._helper.call(answer, self._infer_deadline_s)
+            outcomes, worked_s = self._helper.call(answer, self._compare_deadline)
         finally:
             self._hand_off.done(sample)
         for (_, running), outcome in zip(sample.pairs, outcomes, strict=True):
@@ -482,7 +529,7 @@ class _Helper:
         self._answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def call(self, work: Callable[[], T], deadline_s: float | None = None) -> T:
+    def call(self, work: Callable[[], T], deadline: _Deadline | None = None) -> T:
         """What `work` returns or raises. Raises also _Stuck past the deadline, and _Stopped."""
         answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
         self._answer = answer
@@ -500,9 +547,9 @@ class _Helper:
             self._thread.start()
         self._work.put(run)
         try:
-            value, error = answer.get(timeout=deadline_s)
+            value, error = answer.get(timeout=deadline.seconds if deadline is not None else None)
         except queue.Empty:
-            raise _Stuck from None
+            raise _Stuck(str(deadline)) from None
         if error is not None:
             raise error
         return value  # type: ignore[return-value]

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+from loguru import logger
+
 from consumer.messages import ModelInfo
 from consumer.ports import ImageDecoder, SandboxedDecoder
 from consumer.stages.infer import Inference
@@ -30,10 +32,16 @@ class Serving:
         return self.inference.info
 
     def close(self) -> None:
-        """Free what it holds. Nobody may need it any more. Idempotent."""
-        self.sandbox.close()
-        self.inference.close()
-        self.release()
+        """Free what it holds. Nobody may need it any more. Idempotent.
+
+        What cannot be freed is said and harms nobody: whoever closes it labels on with another, or ends.
+        """
+        for what, free in (("sandbox", self.sandbox.close), ("model", self.inference.close), ("files", self.release)):
+            try:
+                free()
+            except Exception as error:
+                about = logger.opt(exception=error)
+                about.error("model {} {} is done, and its {} cannot be freed", self.info.name, self.info.version, what)
 
 
 class Servings:
@@ -48,7 +56,8 @@ class Servings:
     @property
     def current(self) -> Serving:
         """The one that an image which comes now is for."""
-        return self._by_number[self._number]
+        with self._lock:  # between the number and its model another may take over
+            return self._by_number[self._number]
 
     def enter(self) -> tuple[int, Serving]:
         """An image is about to be decoded: the current one, and the number that `leave` wants back."""
@@ -58,7 +67,8 @@ class Servings:
 
     def of(self, number: int) -> Serving:
         """The one of this number, for an image that has not left."""
-        return self._by_number[number]
+        with self._lock:
+            return self._by_number[number]
 
     def leave(self, number: int, images: int = 1) -> None:
         """So many images of it are done, in whatever way. The last one of an old one closes it."""
@@ -77,7 +87,9 @@ class Servings:
 
     def close(self) -> None:
         """All of them."""
-        for serving in list(self._by_number.values()):
+        with self._lock:
+            every = list(self._by_number.values())
+        for serving in every:
             serving.close()
 
     def _close_if_done(self, number: int) -> None:

@@ -96,7 +96,7 @@ class Verdict(Enum):
     DISAGREES = "disagrees"
 
 
-class Comparison:
+class ShadowComparison:
     """On how many images the first label of two models has the same name."""
 
     def __init__(self, *, images: int, min_agreement: float) -> None:

@@ -55,6 +55,7 @@ from consumer.stages.batch import Batcher
 from consumer.stages.fetch_cache import FetchCache
 from consumer.stages.intake import ByteBudget
 from consumer.stages.retry import Retries
+from consumer.stages.serving import Serving, Servings
 from consumer.stages.shadow import HandOff, Sample
 from tests.fakes import (
     FakeClock,
@@ -797,6 +798,45 @@ def test_an_old_model_is_closed_when_its_last_image_turns_out_to_be_none(rig: Ri
     go_on.set()
     assert _error(rig.of(last)) == (NotAnImage, "decode")
     rig.wait(lambda: rig.runtime.closed == 1, "its end")
+
+
+def test_an_old_model_that_cannot_be_closed_harms_nobody(rig: Rig) -> None:
+    rig.runtime.close = lambda: 1 / 0  # type: ignore[method-assign,assignment]
+    rig.runtime.gate.clear()
+    (last,) = rig.submit(b"1")
+    assert rig.runtime.running.wait(5)
+    rig.flow.swap(fake_serving(FakeRuntime("2")))
+    rig.runtime.gate.set()  # the model's thread closes it
+    assert _by(rig.of(last)) == "1"
+    (after,) = rig.submit(b"2")
+    assert _by(rig.of(after)) == "2"
+    assert rig.crashes == []
+    assert rig.sandbox.closed == 1
+
+
+def test_what_a_model_holds_is_freed_though_a_part_of_it_cannot_be() -> None:
+    runtime, sandbox, released = FakeRuntime(), FakeSandbox(), []
+    sandbox.close = lambda: 1 / 0  # type: ignore[method-assign,assignment]
+    replace(fake_serving(runtime, sandbox=sandbox), release=lambda: released.append(1)).close()
+    assert (runtime.closed, released) == (1, [1])
+
+
+def test_the_current_model_is_one_however_swaps_fall() -> None:
+    """A swap that comes between the look at the number and at its model waits."""
+    servings = Servings(fake_serving(FakeRuntime("1")))
+    swapping = threading.Thread(target=lambda: servings.swap(fake_serving(FakeRuntime("2"))))
+
+    class Late(dict[int, Serving]):
+        def __getitem__(self, number: int) -> Serving:
+            if not swapping.ident:
+                swapping.start()
+                swapping.join(0.1)
+            return super().__getitem__(number)
+
+    servings._by_number = Late(servings._by_number)
+    assert servings.current.info.version == "1"
+    swapping.join(5)
+    assert servings.current.info.version == "2"
 
 
 def test_an_abandoned_batch_lets_the_old_model_go_too(rig: Rig) -> None:

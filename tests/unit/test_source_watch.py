@@ -8,10 +8,14 @@ import pytest
 from loguru import logger
 
 from consumer import bootstrap_model
+from consumer.adapters.runtimes import choose, kinds
+from consumer.adapters.runtimes.choose import Choice
+from consumer.adapters.runtimes.kinds import Kind
 from consumer.bootstrap_serving import LIVE_KEYS, SourceWatch, needed_bytes
 from consumer.model_spec import InputSpec, ModelPackage, ModelSpec, OutputSpec
 from consumer.ports import ModelVersion
 from consumer.settings import KafkaSettings, ModelSettings, Settings, SwapSettings, default_of
+from tests.fakes import FakeRuntime
 
 
 class Rig:
@@ -68,6 +72,35 @@ def test_other_settings_of_the_model_ask_for_another(rig: Rig, model: dict[str, 
     assert rig.obtained[0].model == rig.now.model
 
 
+@pytest.mark.parametrize(("running", "taken"), [("litert", "litert"), ("onnxruntime", "tensorflow")])
+def test_with_auto_a_new_model_is_loaded_where_the_running_one_is_and_tried_only_if_that_cannot_be(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, running: str, taken: str
+) -> None:
+    opened: list[str] = []
+    tried: list[str] = []
+
+    def try_all(package: ModelPackage, **_: Any) -> Choice:
+        tried.append(package.spec.name)
+        return Choice("tensorflow", "the fastest")
+
+    def open_kind(kind: Kind, *_: Any, **__: Any) -> FakeRuntime:
+        opened.append(kind.name)
+        return FakeRuntime("2")
+
+    monkeypatch.setattr(kinds, "is_installed", lambda kind: kind.name in {"litert", "tensorflow"})
+    monkeypatch.setattr(choose, "choose_runtime", try_all)
+    monkeypatch.setattr(kinds, "open_kind", open_kind)
+    serving = rig.watch.look().obtain().load(running)
+    assert serving.info.version == "2"
+    assert opened == [taken]
+    assert tried == ([] if running == taken else ["birds"])
+
+
+def test_a_runtime_that_is_set_is_the_one_whatever_runs_now() -> None:
+    package, settings = _package(Path(__file__)), Settings(model=ModelSettings(runtime="tensorflow"))
+    assert bootstrap_model.choose_runtime(settings, package, preferred="litert").runtime == "tensorflow"
+
+
 def test_another_version_of_the_registry_is_another_model(rig: Rig) -> None:
     rig.version = ModelVersion("3", digest="sha256:33")
     third = rig.watch.look()
@@ -111,6 +144,7 @@ def test_without_a_model_there_is_nothing_to_look_for(monkeypatch: pytest.Monkey
 
 def test_every_key_that_is_read_again_is_a_setting() -> None:
     assert all(default_of(key) is not None for key in LIVE_KEYS)
+    assert {f"model.{key}" for key in bootstrap_model.DESCRIBING} <= LIVE_KEYS
 
 
 def test_the_memory_that_is_asked_for_grows_with_the_weights_and_the_batch(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from loguru import logger
 from prometheus_client import CollectorRegistry
 
-from consumer.errors import ModelCorrupt, ModelSourceUnreachable, SettingsError
+from consumer import swap
+from consumer.errors import CacheFull, ModelCorrupt, ModelSourceUnreachable, SettingsError
 from consumer.memory import available_bytes
 from consumer.messages import (
     Batch,
@@ -31,7 +32,7 @@ from consumer.observer import Observer
 from consumer.stages.events import EventContext
 from consumer.stages.intake import ByteBudget
 from consumer.stages.serving import Serving
-from consumer.stages.shadow import Comparison, HandOff, Verdict, rest_s
+from consumer.stages.shadow import HandOff, Sample, ShadowComparison, Verdict, rest_s
 from consumer.stages.shadow_events import ShadowEvents
 from consumer.swap import Obtained, Swapper, SwapRules, Wanted
 from tests.fakes import FakeClock, FakeRuntime, FakeSink, fake_digest, fake_serving
@@ -61,6 +62,14 @@ class FakeFlow:
         outcomes = self.serving.inference(Batch(images, CloseReason.SIZE))
         self._hand_off.offer(images, outcomes)
 
+    def sample(self, *values: int) -> Sample:
+        """Of such a batch, offered before bytes were to be kept."""
+        images = tuple(replace(self._image(value), body=None) for value in values)
+        outcomes = self.serving.inference(Batch(images, CloseReason.SIZE))
+        return Sample(
+            tuple((image, each) for image, each in zip(images, outcomes, strict=True) if isinstance(each, Labelled))
+        )
+
     def _image(self, value: int) -> DecodedImage:
         body = b"%d" % value
         side = self.serving.decodes_as[0] if isinstance(self.serving.decodes_as, tuple) else 2
@@ -89,6 +98,7 @@ class Rig:
         self._sink = logger.add(lambda message: self.said.append(message.record["message"]), level="INFO")
         self.looks = 0
         self.loaded: list[str] = []
+        self.loaded_on: list[str] = []
         self.released: list[str] = []
         self.unreachable: Exception | None = None
         self.wants(self.first)
@@ -115,8 +125,9 @@ class Rig:
         version = runtime.info.version
         serving = fake_serving(runtime)
 
-        def load() -> Serving:
+        def load(on: str) -> Serving:
             self.loaded.append(version)
+            self.loaded_on.append(on)
             return serving
 
         obtained = Obtained(
@@ -145,6 +156,12 @@ class Rig:
         before = self.count(result)
         self.swapper.tell()
         self.ends(result, before)
+
+    def tell_moved_on(self) -> None:
+        """SIGHUP while one is compared, which the source does not stand for any more."""
+        before = self.count("superseded")
+        self.swapper.tell()
+        self.until(lambda: self.count("superseded") == before + 1, "superseded")
 
     def ends(self, result: str, before: float = 0.0) -> None:
         self.until(lambda: self.count(result) == before + 1, result)
@@ -216,7 +233,7 @@ def test_labels_are_compared_by_name_and_none_is_a_label_too() -> None:
         job = ImageJob(Delivery(LEASE, 0, b""), "0")
         return Labelled(job, labels, ImageFacts(1, 1, "PNG", ""), FakeRuntime.info, {})
 
-    comparison = Comparison(images=10, min_agreement=0.5)
+    comparison = ShadowComparison(images=10, min_agreement=0.5)
     assert comparison.add(labelled(1, "finch", "wren"), labelled(2, "finch"))
     assert not comparison.add(labelled(1, "finch"), labelled(1, "wren"))
     assert comparison.add(labelled(1), labelled(1))
@@ -235,7 +252,7 @@ def test_labels_are_compared_by_name_and_none_is_a_label_too() -> None:
     ],
 )
 def test_a_comparison_ends_as_soon_as_nothing_can_change_it(same: int, other: int, verdict: Verdict) -> None:
-    comparison = Comparison(images=8, min_agreement=0.75)
+    comparison = ShadowComparison(images=8, min_agreement=0.75)
     comparison.same, comparison.compared = same, same + other
     assert comparison.verdict is verdict
 
@@ -325,6 +342,7 @@ def test_a_version_that_disagrees_is_refused_with_the_figures_and_tried_again_on
         (ModelCorrupt("saved_model.pb: not the bytes of its manifest", remedy="pull it again"), False),
         (ModelSourceUnreachable("the registry does not answer"), True),
         (OSError(28, "No space left on device"), True),
+        (CacheFull("the disk of the model cache is full", remedy="make room"), True),
     ],
 )
 def test_a_version_that_cannot_be_had_is_said_once_and_the_running_one_stays(
@@ -352,6 +370,42 @@ def test_a_registry_that_does_not_answer_is_said_once(rig: Rig) -> None:
     rig.swapper._follow(told=False)
     assert len([line for line in rig.said if "cannot be told" in line]) == 1
     assert rig.labels("1")
+
+
+def test_it_is_loaded_on_the_runtime_that_labels_now(rig: Rig) -> None:
+    rig.rules = replace(RULES, shadow_images=0)
+    rig.first.info = replace(rig.first.info, runtime="litert")
+    rig.wants(FakeRuntime("2"))
+    rig.tell("swapped")
+    assert rig.loaded_on == ["litert"]
+
+
+def test_a_refused_model_that_cannot_be_closed_costs_no_further_swap(rig: Rig) -> None:
+    second = FakeRuntime("2")
+    second.warm_up = lambda _sizes: int("warm")  # type: ignore[method-assign,assignment]
+    second.close = lambda: 1 / 0  # type: ignore[method-assign,assignment]
+    rig.wants(second)
+    rig.tell("failed")
+    assert any("model fake 2 is done, and its model cannot be freed" in line for line in rig.said)
+    assert any("is not taken: ValueError" in line for line in rig.said)
+    rig.rules = replace(RULES, shadow_images=0)
+    rig.wants(FakeRuntime("3"))
+    rig.tell("swapped")
+    assert rig.labels("3")
+
+
+def test_a_defect_of_the_swap_itself_is_said_and_the_next_look_is_made(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.rules = replace(RULES, shadow_images=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.flow, "swap", lambda _serving: 1 / 0)
+        rig.wants(FakeRuntime("2"))
+        rig.tell("failed")
+    assert rig.labels("1")
+    assert any("cannot be followed: ZeroDivisionError" in line for line in rig.said)
+    rig.tell("swapped")
+    assert rig.labels("2")
 
 
 def test_without_the_memory_for_both_it_is_not_loaded(rig: Rig) -> None:
@@ -409,6 +463,59 @@ def test_a_call_that_never_returns_costs_further_swaps_and_nothing_else(make_rig
     rig.until(lambda: any("before this replica starts again" in line for line in rig.said[-1:]), "a line")
     assert rig.loaded == ["2"]
     second.gate.set()
+
+
+def test_a_first_run_may_take_longer_than_a_batch(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(infer_deadline_s=0.001)
+    rig.rules = replace(RULES, shadow_images=0)
+    second = FakeRuntime("2")
+    second.warm_up = lambda _sizes: rig.swapper._stopping.wait(0.02)  # type: ignore[method-assign,assignment]
+    rig.wants(second)
+    rig.tell("swapped")
+    assert rig.labels("2")
+
+
+@pytest.mark.parametrize(("at", "said"), [("loading", "for loading a model"), ("warming", "a batch size's first run")])
+def test_one_that_is_never_ready_costs_further_swaps_and_nothing_else(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, at: str, said: str
+) -> None:
+    monkeypatch.setattr(swap, "_PREPARE_DEADLINE_S", 0.05)
+    never = threading.Event()
+    second = FakeRuntime("2")
+
+    def hang(_: object) -> Any:
+        never.wait(10)
+
+    rig.wants(second)
+    if at == "loading":
+        obtained = replace(rig.wanted.obtain(), load=hang)
+        rig.wanted = replace(rig.wanted, obtain=lambda: obtained)
+    else:
+        second.warm_up = hang  # type: ignore[method-assign,assignment]
+    rig.tell("stuck")
+    assert rig.labels("1")
+    assert any(f"{at} it has not ended in 0.05 s" in line and said in line for line in rig.said)
+    assert not any("model.infer_deadline_ms" in line for line in rig.said)
+    assert rig.released == []  # it still reads them
+    never.set()
+
+
+def test_a_batch_that_comes_after_its_comparison_is_not_for_the_next(rig: Rig) -> None:
+    rig.wants(FakeRuntime("2"))
+    rig.swapper.tell()
+    rig.until(lambda: rig.hand_off._deliver is not None, "a batch to be wanted")
+    late = rig.hand_off._deliver
+    assert late is not None
+    rig.wants(FakeRuntime("3", side=4))  # makes its own pixels, of bytes that the late batch does not have
+    rig.tell_moved_on()
+    rig.until(lambda: rig.state == 2 and rig.hand_off._deliver is not None, "the next comparison")
+    sample = rig.flow.sample(1, 2)
+    rig.budget.hold(sample, sample.size_bytes)
+    late(sample)
+    rig.until(lambda: rig.budget.used_bytes == 0, "it to be let go of")
+    rig.shadow((1, 2, 3, 4), (5, 6, 7, 0))
+    rig.ends("swapped")
+    assert rig.labels("3")
 
 
 def test_a_source_that_moves_on_meanwhile_ends_the_comparison(rig: Rig) -> None:
