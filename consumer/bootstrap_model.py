@@ -22,7 +22,7 @@ from consumer.bootstrap_registries import (
     told_in_steps,
 )
 from consumer.cpu import quota_cores
-from consumer.errors import CannotRun, ModelError
+from consumer.errors import CannotRun, ModelError, ModelNotFound
 from consumer.model_spec import ModelPackage
 from consumer.ports import ImageDecoder, Labels, ModelRuntime, ModelVersion, SandboxedDecoder
 from consumer.settings import ModelSettings, Settings
@@ -154,6 +154,8 @@ def open_folder(settings: Settings, folder: Path, *, pin: str = "", name: str = 
         return open_artifact(
             folder, pin=pin, decode=_changed_decoding(settings), allow_provisional=model.allow_provisional
         )
+    if not folder.exists():
+        raise ModelNotFound(f"{folder}: no such model", remedy="correct the path: model.source, or what was named")
     refuse_bare_file(folder)
     if not model.labels:
         raise ModelError(

@@ -100,7 +100,7 @@ class SourceWatch:
         if version is None:
             return Wanted(_key(settings, ""), source, rules, obtain, source)
         name = f"{source} ({version.version})"
-        key = _key(settings, f"{version.version} {version.digest}")
+        key = _key(settings, f"{version.version} {version.digest} {version.state}")
         return Wanted(key, name, rules, obtain, source, version.digest)
 
     def _settings_now(self) -> Settings:

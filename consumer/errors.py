@@ -31,13 +31,15 @@ OuzelError
     │   ├── DeviceMissing   3   a GPU that was asked for and is not there
     │   ├── ModelNotFound   3   no such model, version or alias
     │   ├── ModelCorrupt    3   its bytes are not those of its manifest, or of the pin
+    │   ├── CacheFull       3   no room on the disk for a model that is fetched or converted
     │   ├── ModelRefused    3   an optimised variant whose labels do not agree, or not surely
     │   ├── CannotRun       3   a runtime that is not installed, or not for this model or machine
     │   └── CacheFull       3   the disk of the model cache is full
     ├── RuntimeStuck        4   a model call past its deadline: it cannot be cancelled
     ├── BrokerUnreachable   5
     ├── RegistryUnreachable 5
-    ├── ModelSourceUnreachable 5  the model's registry does not answer, and nothing of it is in the cache
+    ├── ModelSourceUnreachable 5  the model's registry does not answer, and nothing of it is in the cache; or an
+    │                           unreadable file of it
     ├── TopicMissing        6
     ├── SchemaMissing       6   a schema that nobody has registered
     ├── NotAuthorized       7
@@ -219,6 +221,10 @@ class ModelCorrupt(ModelError):
     """A model whose bytes are not those that its manifest lists, or not those that were pinned."""
 
 
+class CacheFull(ModelError):
+    """No room on the disk for a model that is fetched or converted. May be better later, as what fills a disk goes."""
+
+
 class ModelRefused(ModelError):
     """An optimised variant whose labels do not agree with its parent's, or on too few images to tell."""
 
@@ -250,7 +256,8 @@ class RegistryUnreachable(Fatal):
 
 
 class ModelSourceUnreachable(Fatal):
-    """The registry of `model.source` does not answer, and the cache holds nothing of it to start with."""
+    """The registry of `model.source` does not answer, and the cache holds nothing of it to start with; or a file of it
+    cannot be read."""
 
     exit_code = 5
 

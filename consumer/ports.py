@@ -339,12 +339,16 @@ BytesMoved = Callable[[int, int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version of a model in its registry. A version's files never change."""
+    """One version of a model in its registry. A version's files never change once they are there; one that others copy
+    into a folder or a bucket may be met half-way."""
 
     version: str
     """The registry's own name of it: `3`, of W&B `v3`."""
     digest: str = ""
     """`sha256:` and hex of the manifest, where the registry knows it without a download; else empty."""
+    state: str = ""
+    """Hash over what a listing shows of its files; another one where any of them changed or came. Empty where the
+    registry itself sees to it that a version's files never change."""
     aliases: tuple[str, ...] = ()
     created_at: str = ""
     """RFC 3339 UTC; empty where the registry does not say."""

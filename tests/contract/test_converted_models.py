@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from consumer.adapters.models.convert import Converted, Target, converted
 from consumer.adapters.runtimes.litert_runtime import LiteRtRuntime
 from consumer.adapters.runtimes.onnx_runtime import OnnxRuntime
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
-from consumer.errors import CannotRun, ModelError
+from consumer.errors import CacheFull, CannotRun, ModelError
 from consumer.model_spec import ModelPackage
 from consumer.ports import ModelRuntime
 from tests.models import bare, model_cache, save_model, tiny_model
@@ -207,3 +208,15 @@ def test_of_two_at_once_the_first_to_finish_is_taken_by_both(tmp_path: Path, mon
     first = converted(shifted(), "onnx", cache=tmp_path, threads=2)
     assert first == results[0]
     assert first.file.read_bytes() == b"second"
+
+
+def test_a_disk_that_takes_no_more_is_told_as_that(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # EFBIG beyond, in the child as well
+    try:
+        with pytest.raises(CacheFull, match="cannot be written") as told:
+            converted(shifted(), "onnx", cache=tmp_path, threads=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "XDG_CACHE_HOME" in told.value.remedy
+    assert not list((tmp_path / "converted").iterdir())

@@ -199,6 +199,8 @@ def test_what_is_not_there_is_said_to_be(harness: Harness, tmp_path: Path) -> No
     with pytest.raises(ModelNotFound):
         harness.registry.roll_back("staging")
     with pytest.raises(ModelNotFound):
+        harness.registry.roll_back("1")
+    with pytest.raises(ModelNotFound):
         harness.registry.point("staging", "v17" if there.version.startswith("v") else "17")
 
 
@@ -289,6 +291,35 @@ def test_a_version_that_is_not_complete_is_none(layout: _Layout, tmp_path: Path)
     there = layout.registry.upload(tmp_path / "model", aliases=[], moved=_silent)
     assert (there.version, there.digest) == ("2", digest), "the number that somebody began is left alone"
     assert [each.version for each in layout.registry.versions()] == ["2"]
+
+
+def test_a_number_cannot_be_rolled_back_and_that_is_said(layout: _Layout) -> None:
+    layout.put("1/saved_model.pb", b"graph")
+    with pytest.raises(ModelNotFound, match="'1' cannot be an alias"):
+        layout.registry.roll_back("1")
+
+
+def test_a_version_that_others_go_on_writing_is_known_by_the_state_of_its_files(
+    layout: _Layout, tmp_path: Path
+) -> None:
+    layout.put("1/saved_model.pb", b"graph")
+    half = layout.registry.resolve("1")
+    assert layout.registry.versions() == [half], "it is the same while nobody writes"
+    layout.put("1/variables/variables.data", b"weights")
+    whole = layout.registry.resolve("1")
+    layout.put("1/variables/variables.data", b"others.")
+    written_again = layout.registry.resolve("1")
+    assert len({half.state, whole.state, written_again.state, ""}) == 4
+    assert {half.digest, whole.digest} == {""}
+
+    def go_on(done: int, _of: int | None) -> None:
+        if done:
+            layout.put("1/more", b"more")
+
+    for into, meant, moved in (("half", half, _silent), ("changing", written_again, go_on)):
+        (tmp_path / into).mkdir()
+        with pytest.raises(ModelsUnavailable, match="still being written"):
+            layout.registry.download(meant, tmp_path / into, moved)
 
 
 def test_promotions_at_the_same_time_lose_none(layout: _Layout, tmp_path: Path) -> None:

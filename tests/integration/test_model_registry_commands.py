@@ -111,6 +111,21 @@ def test_commands_say_what_they_need(tmp_path: Path) -> None:
         _ouzel("list", "registry")
 
 
+def test_what_is_not_there_or_is_no_registry_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelNotFound, match="nope: no such model"):
+        bootstrap_model.open_to_look_at(load(), "nope")
+    with pytest.raises(ModelNotFound, match="nope: no such model"):
+        bootstrap_model.obtain_package(_settings(monkeypatch, MODEL__SOURCE="nope"))
+    with pytest.raises(ModelCorrupt, match="nope: no artifact"):
+        _ouzel("register", "nope", "registry")
+    small_artifact(tmp_path / "birds")
+    with pytest.raises(ModelNotFound, match="no versions of a model lie there"):
+        _ouzel("list", "birds")
+    _ouzel("register", "birds", "registry")
+    with pytest.raises(ModelNotFound, match="'1' cannot be an alias"):
+        _ouzel("rollback", "registry:1")
+
+
 def test_a_bucket_serves_a_start_and_the_cache_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = f"models-{uuid.uuid4().hex[:12]}"
     running_server().make_bucket(bucket)

@@ -268,6 +268,13 @@ STARTS_THAT_FAIL = {
         "OUZEL_MODEL__RUNTIME": "tensorflow",
         "OUZEL_MODEL__SOURCE": f"https://me:{canary('model')}@host/model?sig={canary('model-sig')}",
     },
+    "a model in W&B, which nobody answers for": {
+        "OUZEL_MODEL__RUNTIME": "tensorflow",
+        "OUZEL_MODEL__SOURCE": "wandb-artifact://team/project/birds:production",
+        "OUZEL_WANDB__BASE_URL": "http://127.0.0.1:1",
+        "OUZEL_WANDB__API_KEY": canary("wandb.api_key").replace(".", "").ljust(40, "0"),  # as long as W&B's
+        "OUZEL_WANDB__TIMEOUT_MS": "2000",
+    },
     "a password that the broker refuses": {
         "OUZEL_KAFKA__CLIENT__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
         "OUZEL_KAFKA__CLIENT__SASL_MECHANISM": "PLAIN",

@@ -77,7 +77,7 @@ READ_THE_ENVIRONMENT = {
     "consumer.settings": "it is the one that does",
     "consumer.bootstrap_model": "XDG_CACHE_HOME: where this user's caches are is no setting of ours",
     "consumer.demo.service": "hands its own environment on to its child",
-    "consumer.adapters.tracking.child_process": "hands the little on to its child that W&B's client needs of it",
+    "consumer.adapters.child_start": "hands the little on to its child that W&B's client needs of it",
 }
 
 VENDORS = frozenset(

@@ -1,5 +1,6 @@
 """MANIFEST.sha256: what is listed, what is refused, and that `sha256sum` reads it too."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from consumer.adapters.models import manifest
 from consumer.adapters.models.manifest import (
     MANIFEST,
     hash_files,
@@ -17,7 +19,7 @@ from consumer.adapters.models.manifest import (
     verify,
     write_manifest,
 )
-from consumer.errors import ModelCorrupt
+from consumer.errors import ModelCorrupt, ModelSourceUnreachable
 
 
 @pytest.fixture
@@ -232,3 +234,15 @@ def test_a_manifest_further_down_is_a_file_like_others(artifact: Path) -> None:
     assert f"model/{MANIFEST} is not in the manifest" in refused(artifact)
     write_manifest(artifact)
     verify(artifact)
+
+
+def test_a_file_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(manifest, "file_sha256", fail)
+    with pytest.raises(ModelSourceUnreachable, match="cannot be read: Input/output error") as told:
+        verify(artifact)
+    assert told.value.remedy

@@ -15,7 +15,7 @@ from loguru import logger
 
 from consumer.adapters.registries.file_registry import FileRegistry
 from consumer.adapters.registries.model_cache import ModelCache, ModelFolder
-from consumer.errors import CannotRun, ModelCorrupt, ModelError, ModelSourceUnreachable, ModelsUnavailable
+from consumer.errors import CacheFull, CannotRun, ModelCorrupt, ModelSourceUnreachable, ModelsUnavailable
 from tests.artifacts import contents, small_artifact
 from tests.fakes import FakeModelRegistry
 from tests.processes import wait_until
@@ -197,6 +197,40 @@ def test_bare_models_have_a_digest_too_and_tritons_lies_one_deeper(cache: ModelC
     assert "ouzel model init" in refused.value.remedy
 
 
+def test_a_bare_version_that_was_met_half_copied_is_fetched_anew_when_it_is_whole(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "registry" / "1"
+    place.mkdir(parents=True)
+    (place / "saved_model.pb").write_bytes(b"graph")
+    registry = FileRegistry(place.parent)
+    with closing(ModelCache(folder, 1)) as cache:
+        half = cache.obtain(SOURCE, registry)
+        assert cache.obtain(SOURCE, registry).from_cache
+        (place / "variables").mkdir()
+        (place / "variables" / "variables.data").write_bytes(b"weights")
+        whole = cache.obtain(SOURCE, registry)
+        assert (whole.version, whole.from_cache) == ("1", False)
+        assert contents(whole.path) == contents(place)
+        assert cache.obtain(SOURCE, registry) == ModelFolder(whole.path, "1", whole.digest, from_cache=True)
+        assert cache.obtain(SOURCE, registry, pin=whole.digest).version == "1"
+        cache.release(half.digest)
+        cache.obtain(SOURCE, registry)
+    assert _kept(folder) == {whole.digest}, "the half is not kept for ever"
+
+
+def test_a_damaged_model_of_another_source_gives_way_to_the_same_model_fetched_whole(
+    cache: ModelCache, warnings: list[str]
+) -> None:
+    registry = FakeModelRegistry()
+    registry.put({"saved_model.pb": b"graph"})
+    first = cache.obtain(SOURCE, registry)
+    path = first.path / "saved_model.pb"
+    path.chmod(0o644)
+    path.write_bytes(b"other")
+    again = cache.obtain("s3://models/others", registry)
+    assert (again.digest, contents(again.path)) == (first.digest, {"saved_model.pb": b"graph"})
+    assert "damaged" in warnings[0]
+
+
 # --- the disk -------------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +256,7 @@ def test_a_disk_that_takes_no_more_is_told_and_the_cache_stays_of_use(
     registry.upload(tmp_path / "small", aliases=["production"], moved=_silent)
     registry.upload(tmp_path / "large", aliases=["staging"], moved=_silent)
     there = _obtain(cache, registry)
-    with _files_of_at_most(100_000), pytest.raises(ModelError, match="the disk is full") as told:
+    with _files_of_at_most(100_000), pytest.raises(CacheFull, match="the disk is full") as told:
         _obtain(cache, registry, "staging")
     assert str(folder) in str(told.value)
     assert "model.cache_versions" in told.value.remedy
@@ -239,7 +273,7 @@ def test_a_disk_that_is_full_when_all_is_written_is_told_too(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(ModelError, match="the disk is full"):
+        with pytest.raises(CacheFull, match="the disk is full"):
             _obtain(cache, registry)
     assert _nothing_is_under_way(folder)
     assert not (folder / "sha256").exists()

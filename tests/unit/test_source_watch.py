@@ -109,6 +109,13 @@ def test_another_version_of_the_registry_is_another_model(rig: Rig) -> None:
     assert len({rig.watch.first_key, third.key, rig.watch.look().key}) == 3
 
 
+def test_a_version_whose_files_changed_since_is_another_model(rig: Rig) -> None:
+    rig.version = ModelVersion("3", state="half of it")
+    half = rig.watch.look().key
+    rig.version = ModelVersion("3", state="whole")
+    assert rig.watch.look().key != half
+
+
 def test_the_rules_of_swapping_are_read_again(rig: Rig) -> None:
     swap = SwapSettings(min_agreement=0.5, shadow_images=7, cpu_share=0.75, watch_interval_ms=1_500)
     rig.set(model=rig.now.model, swap=swap)

@@ -1,11 +1,14 @@
 """W&B's client behind its deadline: whatever the server does, an answer comes, and no process is left."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from consumer.adapters.registries.wandb_child import _kind
 from consumer.adapters.registries.wandb_registry import WandbRegistry
 from consumer.errors import ModelsUnavailable, NotAuthorized
 from tests.artifacts import contents, small_artifact
@@ -91,6 +94,72 @@ def test_the_key_is_shown_to_the_server_alone(server: WandbServer, registry: Wan
         registry.resolve("latest")
     assert API_KEY not in str(refused.value)
     assert "wandb.api_key" in refused.value.remedy
+
+
+def test_the_client_has_no_secret_of_others(
+    server: WandbServer, registry: WandbRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = ("OUZEL_KAFKA__CLIENT__SASL_PASSWORD", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY")
+    for name in others:
+        monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.org:3128")
+    before = set(_below_us())
+    registry.resolve("latest")
+    started = set(_below_us()) - before
+    assert len(started) >= 2
+    for process in started:
+        assert "canary" not in process.environ().values()
+        assert "HTTPS_PROXY" in process.environ()
+    assert server.keys == {API_KEY}, "that of the settings, and not the environment's"
+
+
+def test_without_a_key_in_the_settings_the_environments_is_taken(
+    server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+    opened = WandbRegistry(
+        f"{ENTITY}/{PROJECT}/birds", base_url=server.url, api_key="", project=PROJECT, question_s=20, transfer_s=2
+    )
+    with closing(opened) as registry:
+        assert registry.resolve("latest").version == "v0"
+    assert server.keys == {API_KEY}
+
+
+class _Answered(Exception):
+    """As what a client raises that has an answer of the server."""
+
+    def __init__(self, said: str, **response: int) -> None:
+        super().__init__(said)
+        self.response = SimpleNamespace(**response)
+
+
+class AuthenticationError(Exception):
+    """Of this name is W&B's own."""
+
+
+def _after(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (_Answered("user is not logged in", http_status=401), "denied"),
+        (_Answered("Forbidden", status_code=403), "denied"),
+        (RuntimeError("HTTP 403: Forbidden"), "denied"),
+        (RuntimeError("permission denied"), "denied"),
+        (AuthenticationError("no key"), "denied"),
+        (_after(AuthenticationError("Failed to verify credentials"), TimeoutError()), "unavailable"),
+        (_after(AuthenticationError("Failed to verify credentials"), _Answered("", http_status=500)), "unavailable"),
+        (RuntimeError("digest 9401403f of 401 bytes at port 40311"), "unavailable"),
+        (RuntimeError("birders/permission-classifier: reset"), "unavailable"),
+        (_Answered("HTTP 401 was before; now no gateway", http_status=502), "unavailable"),
+        (ValueError("artifact 'permission-403' not found in 'birders/models'"), "not-found"),
+    ],
+)
+def test_what_was_refused_is_told_from_what_failed(error: Exception, kind: str) -> None:
+    assert _kind(error) == kind
 
 
 def test_a_client_that_was_killed_is_started_anew(registry: WandbRegistry) -> None:

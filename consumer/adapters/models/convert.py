@@ -5,18 +5,20 @@ What is converted is not the bare model but the whole way from uint8 pixels to p
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from loguru import logger
 
+from consumer.adapters.disk_full import is_full
 from consumer.adapters.model_digest import file_sha256
-from consumer.errors import CannotRun, ModelError
+from consumer.errors import CacheFull, CannotRun, ModelError
 from consumer.extras import missing
 from consumer.model_spec import ModelPackage, spec_from
 
@@ -52,6 +54,7 @@ def converted(package: ModelPackage, target: Target, *, cache: Path, threads: in
 
     Raises:
         CannotRun: it cannot be converted, or what converts it is not installed.
+        CacheFull: the disk has no room for it.
         ModelError: the SavedModel is broken, or the cache cannot be written.
     """
     hexadecimal = package.digest.removeprefix("sha256:")
@@ -67,7 +70,7 @@ def converted(package: ModelPackage, target: Target, *, cache: Path, threads: in
         try:
             found = _make(package, target, folder, threads)
         except OSError as error:
-            raise ModelError(
+            raise (CacheFull if is_full(error) else ModelError)(
                 f"the converted model cannot be written below {cache}: {error}",
                 remedy="set XDG_CACHE_HOME to a folder that can be written, with room for the model",
             ) from error
@@ -136,6 +139,8 @@ def _in_a_child(package: ModelPackage, target: Target, output: Path, threads: in
         ) from None
     if done.returncode == ModelError.exit_code:
         said = json.loads(done.stdout.splitlines()[-1])
+        if "errno" in said:
+            raise OSError(said["errno"], os.strerror(said["errno"]))
         raise (CannotRun if said["cannot_run"] else ModelError)(said["message"], remedy=said["remedy"])
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -157,9 +162,16 @@ def main() -> None:
     try:
         convert(package, asked["target"], Path(asked["output"]), threads=asked["threads"])
     except ModelError as error:
-        said = {"message": str(error), "remedy": error.remedy, "cannot_run": isinstance(error, CannotRun)}
-        sys.stdout.write("\n" + json.dumps(said) + "\n")
-        raise SystemExit(error.exit_code) from None
+        _fail(message=str(error), remedy=error.remedy, cannot_run=isinstance(error, CannotRun))
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _fail(errno=error.errno)
+
+
+def _fail(**said: object) -> NoReturn:
+    sys.stdout.write("\n" + json.dumps(said) + "\n")
+    raise SystemExit(ModelError.exit_code)
 
 
 def convert(package: ModelPackage, target: Target, output: Path, *, threads: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from consumer.adapters.model_digest import file_sha256
-from consumer.errors import ModelCorrupt
+from consumer.errors import ModelCorrupt, ModelSourceUnreachable
 
 MANIFEST = "MANIFEST.sha256"
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
@@ -30,8 +30,8 @@ def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder` but the manifest, by its path inside it.
 
     Raises:
-        ModelCorrupt: a link or something else that is no file, one that cannot be read, or a name that no manifest can
-            hold.
+        ModelCorrupt: a link or something else that is no file, or a name that no manifest can hold.
+        ModelSourceUnreachable: the system does not let it be read, which may be better later.
     """
     hashes: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
@@ -48,12 +48,12 @@ def hash_files(folder: Path) -> dict[str, str]:
                     )
                 hashes[inside] = file_sha256(path)
         except OSError as error:
-            raise ModelCorrupt(f"{path} cannot be read: {error}", remedy=_ANEW) from error
+            raise _unreadable(path, error) from error
     return hashes
 
 
 def write_manifest(folder: Path) -> str:
-    """Write the manifest of what lies in `folder`; returns the digest. Raises ModelCorrupt."""
+    """Write the manifest of what lies in `folder`; returns the digest. Raises: see `hash_files`."""
     text = manifest_text(hash_files(folder))
     (folder / MANIFEST).write_bytes(text.encode())
     return manifest_digest(text)
@@ -64,14 +64,17 @@ def read_manifest(folder: Path) -> dict[str, str]:
 
     Raises:
         ModelCorrupt: absent, or none.
+        ModelSourceUnreachable: see `hash_files`.
     """
     path = folder / MANIFEST
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ModelCorrupt(f"{path}: too long for a manifest", remedy=_ANEW)
         text = path.read_bytes().decode()  # as it is: line ends count
-    except (OSError, UnicodeDecodeError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnicodeDecodeError) as error:
         raise ModelCorrupt(f"{path} cannot be read: {error}", remedy=_ANEW) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     hashes: dict[str, str] = {}
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         found = _LINE.fullmatch(line)
@@ -92,6 +95,7 @@ def verify(folder: Path, *, pin: str = "") -> str:
 
     Raises:
         ModelCorrupt: says the first file that is wrong, and how.
+        ModelSourceUnreachable: see `hash_files`.
     """
     listed = read_manifest(folder)
     digest = manifest_digest(manifest_text(listed))
@@ -108,6 +112,14 @@ def verify(folder: Path, *, pin: str = "") -> str:
         if found[path] != listed[path]:
             raise ModelCorrupt(f"{folder}: {path} has other bytes than the manifest says", remedy=_ANEW)
     return digest
+
+
+def _unreadable(path: Path, error: OSError) -> ModelSourceUnreachable:
+    """A share that hangs, a disk that fails: that says nothing of the model's bytes."""
+    return ModelSourceUnreachable(
+        f"{path} cannot be read: {error.strerror or error}",
+        remedy="see that its disk, or share, can be read by this user, then try again",
+    )
 
 
 def _stays_inside(path: str) -> bool:

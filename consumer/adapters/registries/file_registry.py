@@ -19,6 +19,7 @@ from consumer.adapters.registries.layout import (
     find_version,
     is_bare,
     is_number,
+    listing_state,
 )
 from consumer.errors import ModelCorrupt, ModelNotFound, ModelsUnavailable, NotAuthorized
 from consumer.ports import BytesMoved, ModelVersion
@@ -57,6 +58,8 @@ class FileRegistry:
     def download(self, version: ModelVersion, into: Path, moved: BytesMoved) -> None:
         """See `ports.ModelRegistry`."""
         _copy(self._existing(version.version), into, moved)
+        if not version.digest and _files_in(self.folder_of(version))[1] != version.state:
+            raise ModelsUnavailable(f"{self.folder_of(version)} is still being written: it changed while it was read")
 
     def upload(self, folder: Path, *, aliases: Sequence[str], moved: BytesMoved) -> ModelVersion:
         """See `ports.ModelRegistry`."""
@@ -93,6 +96,7 @@ class FileRegistry:
 
     def roll_back(self, alias: str) -> ModelVersion:
         """See `ports.ModelRegistry`."""
+        check_alias(alias)
         with _understood(self.folder):
             if not self.folder.is_dir():
                 raise ModelNotFound(f"{self.folder}: no such folder", remedy="correct the reference")
@@ -116,11 +120,13 @@ class FileRegistry:
     def _version(self, number: str, aliases: Aliases) -> ModelVersion:
         folder = self.folder / number
         changed = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+        size_bytes, state = _files_in(folder)
         found = ModelVersion(
             number,
+            state=state,
             aliases=aliases.of(number),
             created_at=changed.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+            size_bytes=size_bytes,
             gate="original",
         )
         if not (folder / MODEL_FILE).is_file():
@@ -181,6 +187,15 @@ def _is_version(folder: Path) -> bool:
 
 def _digest_of(folder: Path) -> str:
     return manifest_digest((folder / MANIFEST).read_text())
+
+
+def _files_in(folder: Path) -> tuple[int, str]:
+    """Bytes in all, and the state that the files are in."""
+    found = [(path, path.stat()) for path in folder.rglob("*") if path.is_file()]
+    state = listing_state(
+        (path.relative_to(folder).as_posix(), stat.st_size, str(stat.st_mtime_ns)) for path, stat in found
+    )
+    return sum(stat.st_size for _, stat in found), state
 
 
 @contextmanager

@@ -4,6 +4,7 @@ birds/1/  birds/2/      each an artifact, or bare: `saved_model.pb`, or Triton's
 birds/aliases.json      {"production": ["2", "1"]}: what an alias stands for, then what it stood for before
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -35,6 +36,11 @@ def is_bare(names: Iterable[str]) -> bool:
     return MODEL_FILE not in at_the_top and bool(
         at_the_top & {SAVED_MODEL, TRITON_SAVED_MODEL, "model.onnx", "model.graphdef", "model.plan", "model.pt"}
     )
+
+
+def listing_state(files: Iterable[tuple[str, int, str]]) -> str:
+    """See `ports.ModelVersion.state`, of files by name, size in bytes, and what changes when they are written."""
+    return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()
 
 
 def model_inside(folder: Path) -> Path:

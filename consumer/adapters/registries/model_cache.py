@@ -25,13 +25,13 @@ from pathlib import Path
 
 from loguru import logger
 
+from consumer.adapters.disk_full import is_full
 from consumer.adapters.registries.file_registry import sync_folder, sync_tree
 from consumer.adapters.registries.layout import folder_digest, model_inside
-from consumer.errors import ModelCorrupt, ModelError, ModelSourceUnreachable, ModelsUnavailable
+from consumer.errors import CacheFull, ModelCorrupt, ModelError, ModelSourceUnreachable, ModelsUnavailable
 from consumer.ports import BytesMoved, ModelRegistry, ModelVersion
 
 _REGISTER_ANEW = "it was damaged, or changed, where it lies: register it anew, or roll the alias back"
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class _Source:
     """What is remembered of one source."""
 
     digests: dict[str, str] = field(default_factory=dict)
-    """By version."""
+    """By version; where no manifest says what belongs to it, by version and state: it may have been met half-way."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Digest by alias: what it stood for when the registry answered last."""
 
@@ -97,7 +97,8 @@ class ModelCache:
             ModelsUnavailable: the same, where a version was asked for.
             ModelCorrupt: what was fetched is not what its manifest, the registry or the pin says. Nothing is kept of
             it. ModelNotFound, NotAuthorized: see `ports.ModelRegistry`.
-            ModelError: the cache cannot be written, for example as the disk is full. What is in it stays usable.
+            CacheFull: the disk is full. What is in the cache stays usable.
+            ModelError: the cache cannot be written.
         """
         with self._disk():
             if pin and (here := self._here(pin)) is not None:
@@ -120,7 +121,7 @@ class ModelCache:
         pin: str,
         progress: BytesMoved,
     ) -> ModelFolder:
-        known = meant.digest or self._read(source).digests.get(meant.version, "")
+        known = meant.digest or self._read(source).digests.get(_name_of(meant), "")
         if pin and known and known != pin:
             raise ModelCorrupt(
                 f"{source}, version {meant.version}, is {known}, and {pin} is wanted",
@@ -131,7 +132,7 @@ class ModelCache:
         if here is None:
             digest, here = self._fetch(source, registry, meant, pin or known, progress)
         with _unless_read_only(from_cache):
-            self._remember(source, meant.version, digest, {alias, *meant.aliases})
+            self._remember(source, _name_of(meant), digest, {alias, *meant.aliases})
             self._collect(source)
         return ModelFolder(here, meant.version, digest, from_cache)
 
@@ -169,9 +170,9 @@ class ModelCache:
             return None
         self._hold(digest)
         try:
-            if folder_digest(entry) == digest:
-                return model_inside(entry)
-        except (OSError, ModelError) as error:
+            folder_digest(entry, pin=digest)
+            return model_inside(entry)
+        except (OSError, ModelError, ModelSourceUnreachable) as error:
             logger.warning("{}: damaged in the cache, fetched anew: {}", entry, error)
         with self._locked():
             self._discard(entry)
@@ -209,19 +210,24 @@ class ModelCache:
                     f"{source}, version {meant.version}: what was fetched is {digest}, and not {wanted}",
                     remedy="it is another model than was registered, or pinned: correct the pin, or ask who changed it",
                 )
-            sync_tree(model)
-            _make_read_only(model)
-            entry = self._entry(digest)
-            with self._locked():
-                self._hold(digest)
-                entry.parent.mkdir(parents=True, exist_ok=True)
-                if not entry.exists():  # another process may have been faster
-                    _rename(model, entry)
-                    sync_folder(entry.parent)
-        here = self._here(digest)
+            here = self._here(digest)  # that of another source or version; a damaged one gives way
+            if here is None:
+                self._take_in(model, digest)
+        here = here or self._here(digest)
         if here is None:
-            raise ModelCorrupt(f"{entry}: damaged as soon as it was written", remedy="look at this disk")
+            raise ModelCorrupt(f"{self._entry(digest)}: damaged as soon as it was written", remedy="look at this disk")
         return digest, here
+
+    def _take_in(self, model: Path, digest: str) -> None:
+        sync_tree(model)
+        _make_read_only(model)
+        entry = self._entry(digest)
+        with self._locked():
+            self._hold(digest)
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            if not entry.exists():  # another process may have been faster
+                _rename(model, entry)
+                sync_folder(entry.parent)
 
     @contextlib.contextmanager
     def _fresh(self) -> Iterator[Path]:
@@ -258,13 +264,14 @@ class ModelCache:
         return _read_record(self._record(source))
 
     def _version_of(self, source: str, digest: str) -> str:
-        return next((version for version, found in self._read(source).digests.items() if found == digest), "")
+        found = self._read(source).digests.items()
+        return next((name.partition(" ")[0] for name, known in found if known == digest), "")
 
-    def _remember(self, source: str, version: str, digest: str, aliases: set[str]) -> None:
+    def _remember(self, source: str, name: str, digest: str, aliases: set[str]) -> None:
         path = self._record(source)
         with self._locked():
             found = self._read(source)
-            found.digests[version] = digest
+            found.digests[name] = digest
             found.aliases.update(dict.fromkeys(aliases, digest))
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(f".{uuid.uuid4().hex}")
@@ -335,8 +342,8 @@ class ModelCache:
         try:
             yield
         except OSError as error:
-            if error.errno in _DISK_FULL:
-                raise ModelError(
+            if is_full(error):
+                raise CacheFull(
                     f"{self._folder}: the disk is full; nothing half-written is left",
                     remedy="free some space, lower model.cache_versions, or have XDG_CACHE_HOME name a larger disk",
                 ) from error
@@ -354,6 +361,11 @@ def _unless_read_only(usable: bool) -> Iterator[None]:
     except OSError as error:
         if not usable or error.errno not in {errno.EROFS, errno.EACCES, errno.EPERM}:
             raise
+
+
+def _name_of(version: ModelVersion) -> str:
+    """What its digest is remembered under."""
+    return version.version if version.digest else f"{version.version} {version.state}".rstrip()
 
 
 def _read_record(path: Path) -> _Source:

@@ -23,6 +23,7 @@ from consumer.adapters.registries.layout import (
     find_version,
     is_bare,
     is_number,
+    listing_state,
 )
 from consumer.adapters.stores.object_errors import error_for
 from consumer.errors import ImageNotFound, ModelNotFound, ModelsUnavailable, NotAuthorized, ReferenceRefused
@@ -44,11 +45,17 @@ class _Objects:
 
     sizes: dict[str, int] = field(default_factory=dict)
     """By name below the version."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """By the same; another one after each write."""
     changed_at: str = ""
 
     @property
     def has_manifest(self) -> bool:
         return MANIFEST in self.sizes
+
+    @property
+    def state(self) -> str:
+        return listing_state((name, size, self.tags[name]) for name, size in self.sizes.items())
 
     @property
     def is_version(self) -> bool:
@@ -95,7 +102,7 @@ class S3Registry:
 
     def download(self, version: ModelVersion, into: Path, moved: BytesMoved) -> None:
         """See `ports.ModelRegistry`."""
-        self._answer(lambda client: self._download(client, version.version, into, moved), self._transfer_s)
+        self._answer(lambda client: self._download(client, version, into, moved), self._transfer_s)
 
     def upload(self, folder: Path, *, aliases: Sequence[str], moved: BytesMoved) -> ModelVersion:
         """See `ports.ModelRegistry`. What was written of an upload that fails is taken away, as far as can be."""
@@ -122,6 +129,8 @@ class S3Registry:
     def roll_back(self, alias: str) -> ModelVersion:
         """See `ports.ModelRegistry`."""
 
+        check_alias(alias)
+
         async def roll_back(client: "S3Store") -> ModelVersion:
             before, _ = await self._aliases(client)
             await self._existing(client, before.rolled_back(alias).stands_for(alias))
@@ -143,6 +152,7 @@ class S3Registry:
                 if is_number(number) and name:
                     objects = found.setdefault(number, _Objects())
                     objects.sizes[name] = each["size"]
+                    objects.tags[name] = each["e_tag"] or each["last_modified"].isoformat()
                     changed = each["last_modified"].strftime("%Y-%m-%dT%H:%M:%SZ")
                     objects.changed_at = max(objects.changed_at, changed)
         return found
@@ -165,6 +175,7 @@ class S3Registry:
         return ModelVersion(
             number,
             digest=digest,
+            state=objects.state,
             aliases=aliases.of(number),
             created_at=objects.changed_at,
             size_bytes=sum(objects.sizes.values()),
@@ -221,9 +232,10 @@ class S3Registry:
 
     # --- moving -----------------------------------------------------------------------------------------------------
 
-    async def _download(self, client: "S3Store", version: str, into: Path, moved: BytesMoved) -> None:
+    async def _download(self, client: "S3Store", meant: ModelVersion, into: Path, moved: BytesMoved) -> None:
         import obstore
 
+        version = meant.version
         sizes = (await self._existing(client, version)).sizes
         done, total = 0, sum(sizes.values())
         moved(0, total)
@@ -238,6 +250,9 @@ class S3Registry:
                     file.write(piece)
                     done += len(piece)
                     moved(done, total)
+        # No manifest would say what is missing.
+        if not meant.digest and (await self._existing(client, version)).state != meant.state:
+            raise ModelsUnavailable(f"{self._where}/{version} is still being written: it changed while it was read")
 
     async def _upload(self, client: "S3Store", paths: Mapping[str, Path], digest: str, moved: BytesMoved) -> str:
         import obstore

@@ -9,6 +9,7 @@ settings; a line of JSON is an answer: `ready` once the client is loaded and bef
 import errno
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,8 @@ HISTORY = "ouzel_alias_history"
 _KEPT_HISTORY = 20
 _TYPE = "model"
 _TELL_MOST = 1_000
+_FAILED = 400
+_DENIED = re.compile(r"\bHTTP 40[13]\b|\bpermission denied\b|\bnot have permission\b|\bnot logged in\b", re.IGNORECASE)
 
 
 def main() -> NoReturn:
@@ -196,16 +199,26 @@ def _kind(error: Exception) -> str:
     if _disk_errno(error):
         return "disk"
     chain = _chain(error)
-    if any(type(each).__name__ in {"AuthenticationError", "UsageError"} for each in chain):
-        return "denied"
     text = " ".join(map(str, chain))
-    if any(word in text for word in ("401", "403", "permission", "ermission denied", "not logged in")):
+    if _is_denied(chain, text):
         return "denied"
     if "not found" in text and ("project" in text or "artifact" in text):
         return "not-found"
     if isinstance(error, LookupError):
         return "not-found"
     return "unavailable"
+
+
+def _is_denied(chain: Sequence[BaseException], text: str) -> bool:
+    """By the server's status where there is one. Digits alone say nothing: digests, sizes and names have them too."""
+    responses = [response for each in chain if (response := getattr(each, "response", None)) is not None]
+    statuses = [getattr(each, "http_status", 0) or getattr(each, "status_code", 0) for each in responses]
+    if failed := [status for status in statuses if status >= _FAILED]:
+        return bool({401, 403}.intersection(failed))
+    if any(isinstance(each, TimeoutError) for each in chain):  # the client takes it for a key that is wrong
+        return False
+    refused = any(type(each).__name__ in {"AuthenticationError", "UsageError"} for each in chain)
+    return refused or _DENIED.search(text) is not None
 
 
 def _disk_errno(error: BaseException) -> int:
@@ -215,3 +228,7 @@ def _disk_errno(error: BaseException) -> int:
 
 def _said(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:_TELL_MOST]
+
+
+if __name__ == "__main__":
+    main()

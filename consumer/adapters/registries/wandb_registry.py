@@ -1,9 +1,9 @@
 """A model's versions in Weights & Biases: an artifact's collection in a project, or in a registry of the organisation.
 
-Questions are asked by a child process (`wandb_child`) that is killed with all it started at a deadline: the
-client
-has requests without a time-out, and can hang at its exit. The key goes to the child through a pipe: neither the command
-line nor the environment of a process shows it.
+Questions are asked by a child process (`wandb_child`) that is killed with all it started at a deadline: the client has
+requests without a time-out, and can hang at its exit. The key goes to the child through a pipe: neither the command
+line nor the environment of a process shows it. Of our own environment the child has what it needs, and no secret of
+others.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from consumer.adapters.child_start import wandb_environment
 from consumer.adapters.models.manifest import verify
 from consumer.adapters.models.model_file import read_model_file
 from consumer.adapters.registries.layout import check_alias
@@ -32,11 +33,9 @@ _LOOK_S = 0.2
 _REAP_S = 5.0
 _LINE_MOST_BYTES = 16 * 1024 * 1024
 _REGISTRY = "wandb-registry-"
-_RUN = (
-    "import os, sys; sys.path[:] = sys.argv[1].split(os.pathsep);"
-    " from consumer.adapters.registries.wandb_child import main; main()"
-)
-"""Its command: modules are found where ours are."""
+_PROGRAM = (sys.executable, "-P", "-m", "consumer.adapters.registries.wandb_child")
+# The user's own, beside those of every child that speaks to W&B.
+_HEARD_TOO = ("WANDB_MODE", "WANDB_ENTITY")
 
 
 class WandbRegistry:
@@ -49,7 +48,8 @@ class WandbRegistry:
 
     Args:
         path: `entity/project/name`, or of a registry `[organisation/]wandb-registry-NAME/COLLECTION`.
-        base_url, api_key: empty for what the environment or the files of W&B's client say.
+        base_url, api_key: empty for what the environment or the files of W&B's client say. A key of the environment is
+            handed on only where `api_key` is empty.
         project: where a version is logged that is for a registry: a registry holds links to artifacts of projects.
         question_s: seconds that the server may take for a question.
         transfer_s: seconds that moving a version may take.
@@ -112,6 +112,7 @@ class WandbRegistry:
 
     def roll_back(self, alias: str) -> ModelVersion:
         """See `ports.ModelRegistry`."""
+        check_alias(alias)
         return _version(self._ask("roll_back", {"alias": alias}, self._question_s))
 
     def _of_digest(self, digest: str) -> ModelVersion | None:
@@ -210,10 +211,9 @@ class _Child:
         files = contextlib.ExitStack()
         self._complaints: BinaryIO = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - it is one
         scratch = files.enter_context(tempfile.TemporaryDirectory(prefix="ouzel-wandb-", ignore_cleanup_errors=True))
-        path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
-        # It inherits the environment, so that the user's own WANDB_* are heard; nobody of ours reads them.
-        self._process = subprocess.Popen(  # noqa: S603 - this Python, and a line of ours
-            [sys.executable, "-P", "-c", _RUN, path],
+        self._process = subprocess.Popen(  # noqa: S603 - a program of ours
+            _PROGRAM,
+            env=wandb_environment(keys=not settings["api_key"], more=_HEARD_TOO),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,

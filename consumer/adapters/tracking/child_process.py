@@ -14,36 +14,20 @@ from typing import Any
 
 import orjson
 
+from consumer.adapters.child_start import wandb_environment
+
 PROGRAM = (sys.executable, "-P", "-m", "consumer.adapters.tracking.wandb_child")
 
 _STEP_S = 0.2
 _PART_BYTES = 1 << 16
 _SAID_MOST_BYTES = 2_000
 
-# What a child that speaks to a server needs of our environment, and nothing else: the rest may hold secrets of others.
-_HANDED_ON = (
-    *("PATH", "HOME", "USER", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "NETRC"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
-    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "XDG_CONFIG_HOME"),
-    *("WANDB_BASE_URL", "WANDB_CONFIG_DIR", "WANDB_INSECURE_DISABLE_SSL", "WANDB_HTTP_TIMEOUT"),
-)
-_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_CREDENTIALS_FILE")
-
 
 def child_environment(folder: Path, api_key: str | None) -> dict[str, str]:
     """What the child is given. `api_key` empty: the one of our environment, if there is one; None: no key at all."""
-    found = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
-    if api_key is not None:
-        found |= {name: os.environ[name] for name in _KEYS if name in os.environ}
-    if api_key:
-        found["WANDB_API_KEY"] = api_key
-    return found | {
-        "LC_ALL": "C.UTF-8",
-        "PYTHONPATH": os.pathsep.join(each or str(Path.cwd()) for each in sys.path),
-        "WANDB_SILENT": "true",
-        "WANDB_ERROR_REPORTING": "false",  # its client would report its own failures to a third party
-        "WANDB_DISABLE_GIT": "true",
-        "WANDB_DISABLE_CODE": "true",
+    return {
+        **wandb_environment(keys=api_key is not None),
+        **({"WANDB_API_KEY": api_key} if api_key else {}),
         "WANDB_CACHE_DIR": str(folder / "cache"),
         "WANDB_DATA_DIR": str(folder / "data"),
         "WANDB_ARTIFACT_DIR": str(folder / "artifacts"),

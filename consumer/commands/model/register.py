@@ -27,8 +27,7 @@ def register(
 
         ouzel model register models/birds wandb-artifact://team/project/birds
     """
-    from consumer.adapters.models.manifest import verify
-    from consumer.adapters.models.model_file import read_model_file
+    from consumer.adapters.models.package import check_artifact
     from consumer.bootstrap_registries import open_registry
     from consumer.commands.model._registries import (
         answered,
@@ -48,8 +47,7 @@ def register(
             f"{target}: a new version gets its name from the registry",
             remedy="leave alias and pin out; --alias sets one",
         )
-    verify(folder)
-    said = read_model_file(folder)
+    _, said = check_artifact(folder)
     if alias:
         refuse_to_promote(said.gate.status, said.version, allow_provisional=settings.model.allow_provisional)
     with answered(), bar(f"registering {said.name}") as moved:

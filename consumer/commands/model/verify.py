@@ -13,8 +13,8 @@ def verify(
 ) -> None:
     """Check every file of an artifact against its manifest, and what it says of itself.
 
-    The first thing that is wrong is said, with exit code 3. A variant that its gate rejected is whole, too: `gate` says
-    so, and `ouzel run` refuses it.
+    The first thing that is wrong is said, with exit code 3; a file that cannot be read, with 5. A variant that its gate
+    rejected is whole, too: `gate` says so, and `ouzel run` refuses it.
 
     Example: ouzel model verify models/birds
     """
