@@ -209,9 +209,9 @@ def choose_runtime(settings: Settings, package: ModelPackage, *, preferred: str 
     Raises ModelError and its kinds."""
     from consumer.adapters.runtimes.choose import Choice
     from consumer.adapters.runtimes.choose import choose_runtime as fastest
-    from consumer.adapters.runtimes.kinds import candidates
+    from consumer.adapters.runtimes.kinds import candidates, made_for
 
-    model, made_for = settings.model, package.spec.runtime
+    model, only = settings.model, made_for(package.spec)
     if model.runtime == "auto":
         if preferred and preferred in {kind.name for kind in candidates(package)}:
             return Choice(preferred, "it runs the model that labels now")
@@ -222,9 +222,9 @@ def choose_runtime(settings: Settings, package: ModelPackage, *, preferred: str 
             batch_size=settings.batch.max_size,
             cache=cache_folder(),
         )
-    if made_for not in {"", model.runtime}:
+    if only not in {"", model.runtime}:
         raise CannotRun(
-            f"{package.spec.name} was made for {made_for}, and model.runtime is {model.runtime!r}",
+            f"{package.spec.name} was made for {only}, and model.runtime is {model.runtime!r}",
             remedy='set model.runtime = "auto"',
         )
     return Choice(model.runtime, "set by model.runtime")

@@ -33,8 +33,7 @@ OuzelError
     │   ├── ModelCorrupt    3   its bytes are not those of its manifest, or of the pin
     │   ├── CacheFull       3   no room on the disk for a model that is fetched or converted
     │   ├── ModelRefused    3   an optimised variant whose labels do not agree, or not surely
-    │   ├── CannotRun       3   a runtime that is not installed, or not for this model or machine
-    │   └── CacheFull       3   the disk of the model cache is full
+    │   └── CannotRun       3   a runtime that is not installed, or not for this model or machine
     ├── RuntimeStuck        4   a model call past its deadline: it cannot be cancelled
     ├── BrokerUnreachable   5
     ├── RegistryUnreachable 5
@@ -231,10 +230,6 @@ class ModelRefused(ModelError):
 
 class CannotRun(ModelError):
     """A runtime that is not installed, or that cannot run this model, in its precision, on this machine."""
-
-
-class CacheFull(ModelError):
-    """The disk that the model cache lies on is full, or cannot be written."""
 
 
 class RuntimeStuck(Fatal):

@@ -1,5 +1,6 @@
 """ONNX Runtime: `.onnx` files as others export them, and which of its providers is taken."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from consumer.adapters.models.describe import describe
 from consumer.adapters.runtimes.common import in_pieces, preparation, softmax
-from consumer.adapters.runtimes.onnx_runtime import OnnxRuntime, choose_providers, refuse_fallback
+from consumer.adapters.runtimes.onnx_runtime import OnnxRuntime, choose_providers, make_ready, refuse_fallback
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
 from consumer.errors import CannotRun, DeviceMissing, ModelError
 from consumer.model_spec import InputSpec, ModelPackage, ModelSpec, Precision
@@ -121,20 +122,65 @@ def test_a_closed_runtime_does_not_run(pixels: npt.NDArray[np.uint8]) -> None:
 def test_the_fastest_provider_that_is_there_comes_first(
     tmp_path: Path, device: str, available: list[str], precision: Precision, expected: list[str]
 ) -> None:
-    assert [name for name, _ in choose_providers(device, available, precision, cache=tmp_path)] == expected
+    assert [name for name, _ in choose_providers(device, available, precision, engines=tmp_path)] == expected
 
 
 def test_providers_are_told_the_device_and_tensorrt_where_its_engines_are(tmp_path: Path) -> None:
-    chosen = dict(choose_providers("gpu:2", [TENSORRT, CUDA, CPU], "f32", cache=tmp_path))
-    assert chosen[CUDA] == {"device_id": "2"}
+    chosen = dict(choose_providers("gpu:2", [TENSORRT, CUDA, CPU], "f32", engines=tmp_path))
+    assert chosen[CUDA] == {"device_id": "2", "use_tf32": "0"}
     assert chosen[TENSORRT] == {
         "device_id": "2",
         "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": str(tmp_path / "tensorrt"),
+        "trt_engine_cache_path": str(tmp_path),
         "trt_fp16_enable": "False",
     }
-    half = dict(choose_providers("auto", [TENSORRT, CPU], "f16", cache=tmp_path))
+    half = dict(choose_providers("auto", [TENSORRT, CPU], "f16", engines=tmp_path))
     assert half[TENSORRT]["trt_fp16_enable"] == "True"
+
+
+def test_what_tensorrt_needs_beside_its_options_is_made_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    make_ready(choose_providers("auto", [CUDA, CPU], "f32", engines=tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+    make_ready(choose_providers("auto", [TENSORRT, CPU], "f32", engines=tmp_path / "b" / "c"))
+    assert (tmp_path / "b" / "c").is_dir()
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="engines cannot be kept") as caught:
+        make_ready(choose_providers("auto", [TENSORRT, CPU], "f32", engines=tmp_path / "file" / "d"))
+    assert "XDG_CACHE_HOME" in caught.value.remedy
+
+
+@pytest.fixture
+def seeming_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime says that it has the providers of a GPU; it starts none of them here, and goes on with the CPU."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_each_model_has_its_own_folder_of_engines(tmp_path: Path, seeming_gpu: None) -> None:
+    from dataclasses import replace
+
+    package = package_of(tiny_file("onnx"))
+    for digest in ("sha256:ab", "sha256:cd"):
+        OnnxRuntime(replace(package, digest=digest), threads=1, device="auto", cache=tmp_path)
+    assert sorted(path.name for path in (tmp_path / "tensorrt").iterdir()) == ["ab", "cd"]
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize(("provider", "title"), [("cuda", "CUDA"), ("tensorrt", "TensorRT"), ("", "TensorRT")])
+def test_a_variant_in_half_precision_asks_for_the_provider_that_it_was_made_for(
+    tmp_path: Path, seeming_gpu: None, provider: str, title: str
+) -> None:
+    from dataclasses import replace
+
+    package = package_of(tiny_file("onnx"), precision="f16")
+    variant = replace(package, spec=replace(package.spec, options={"provider": provider}))
+    with pytest.raises(CannotRun, match=f"cannot start {title}"):
+        OnnxRuntime(variant, threads=1, device="auto", cache=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,15 +189,15 @@ def test_providers_are_told_the_device_and_tensorrt_where_its_engines_are(tmp_pa
 def test_a_variant_runs_on_the_provider_that_it_was_gated_on(
     tmp_path: Path, made_for: str, expected: list[str]
 ) -> None:
-    chosen = choose_providers("auto", [TENSORRT, CUDA, CPU], "f16", cache=tmp_path, made_for=made_for)
+    chosen = choose_providers("auto", [TENSORRT, CUDA, CPU], "f16", engines=tmp_path, made_for=made_for)
     assert [name for name, _ in chosen] == expected
 
 
 def test_weights_in_half_precision_need_no_tensorrt_but_a_gpu(tmp_path: Path) -> None:
-    chosen = choose_providers("auto", [CUDA, CPU], "f16", cache=tmp_path, made_for="cuda")
+    chosen = choose_providers("auto", [CUDA, CPU], "f16", engines=tmp_path, made_for="cuda")
     assert [name for name, _ in chosen] == [CUDA, CPU]
     with pytest.raises(CannotRun, match="CUDAExecutionProvider"):
-        choose_providers("auto", [CPU], "f16", cache=tmp_path, made_for="cuda")
+        choose_providers("auto", [CPU], "f16", engines=tmp_path, made_for="cuda")
 
 
 @pytest.mark.parametrize(
@@ -167,13 +213,13 @@ def test_a_precision_that_no_provider_computes_in_is_refused(
     tmp_path: Path, device: str, available: list[str], precision: Precision
 ) -> None:
     with pytest.raises(CannotRun, match=precision):
-        choose_providers(device, available, precision, cache=tmp_path)
+        choose_providers(device, available, precision, engines=tmp_path)
 
 
 @pytest.mark.parametrize("device", ["tpu", "gpu", "gpu:first", ""])
 def test_a_device_that_is_unknown_is_refused(tmp_path: Path, device: str) -> None:
     with pytest.raises(ModelError, match="unknown"):
-        choose_providers(device, [CPU], "f32", cache=tmp_path)
+        choose_providers(device, [CPU], "f32", engines=tmp_path)
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_says_so() -> None:
@@ -202,6 +248,12 @@ def test_what_started_is_taken() -> None:
     refuse_fallback([CPU], "auto", "f32")
     refuse_fallback([CUDA, CPU], "gpu:0", "f32")
     refuse_fallback([TENSORRT, CUDA, CPU], "gpu:0", "f16")
+    refuse_fallback([CUDA, CPU], "gpu:0", "f16", made_for="cuda")
+
+
+def test_a_variant_made_for_cuda_does_not_run_where_cuda_did_not_start() -> None:
+    with pytest.raises(CannotRun, match="cannot start CUDA"):
+        refuse_fallback([CPU], "auto", "f16", made_for="cuda")
 
 
 # --- what this and LiteRT's do in NumPy -----------------------------------------------------------------------------

@@ -336,7 +336,7 @@ settings = settings.model_copy(update={"model": settings.model.model_copy(update
 model = bootstrap_model.load_model(settings)
 model.runtime.warm_up([1, 2, 4])
 scores = model.runtime.infer(np.zeros((2, *model.runtime.input_size, 3), np.uint8))
-unwanted = {"tensorflow", "keras", "torch", "openvino_telemetry"}
+unwanted = {"tensorflow", "keras", "torch", "openvino_telemetry", "wandb", "nncf"}
 heavy = sorted(name for name in unwanted if sys.modules.get(name) is not None)
 print(scores.shape, heavy, asked, threading.active_count(), sorted(path.name for path in Path.home().iterdir()))
 """

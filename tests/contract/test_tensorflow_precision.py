@@ -14,6 +14,7 @@ import pytest
 
 from consumer.adapters.cpu_flags import cpu_flags
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime, refuse_precision
+from consumer.adapters.runtimes.tensorflow_start import start_tensorflow
 from consumer.errors import CannotRun
 from consumer.model_spec import Precision
 from tests.models import bare, tiny_model
@@ -36,6 +37,14 @@ PLAIN = frozenset({"avx2", "avx512f", "avx512_vnni"})
 )
 def test_what_it_computes_in_well_is_allowed(precision: Precision, on_gpu: bool, flags: frozenset[str]) -> None:
     refuse_precision(precision, on_gpu=on_gpu, flags=flags)
+
+
+def test_float32_is_float32_also_where_a_gpu_would_take_tf32() -> None:
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    start_tensorflow(threads=2, device="cpu")
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 @pytest.mark.parametrize(

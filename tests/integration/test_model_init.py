@@ -17,7 +17,7 @@ from consumer.adapters.models.describe import describe
 from consumer.adapters.models.model_file import read_model_file
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
 from consumer.bootstrap_model import load_model
-from consumer.errors import ModelCorrupt, ModelError
+from consumer.errors import CannotRun, ModelCorrupt, ModelError
 from consumer.settings import ModelSettings, Settings
 from consumer.stages.rank import top_labels
 from tests.models import PHOTOGRAPHS, bare, model_cache, tiny_file, tiny_labels, tiny_model
@@ -112,13 +112,37 @@ def test_a_file_runs_from_model_init_alone(
     assert labels_of(output, runtime) == expected(original, decoded(32), **described)
 
 
-def test_a_quantised_file_is_scaled_by_its_own_numbers(tmp_path: Path) -> None:
+def test_a_quantised_file_is_scaled_by_its_own_numbers_and_has_one_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(model_cache()))
     output = tmp_path / "birds"
     said, _ = ouzel("init", tiny_file("tflite", quantised="int8"), "--output", output)
     assert said["range"] == pytest.approx([0.0, 1.0], abs=1e-3)
     assert said["output"].endswith("10 probabilities")
     assert said["labels"] == "0 of 10 classes have a name"
-    assert read_model_file(output).labels == ""
+    written = read_model_file(output)
+    assert (written.labels, written.precision, written.runtime) == ("", "int8", "litert")
+    assert (said["precision"], said["runtime"]) == ("int8", "litert")
+    model = load_model(Settings(model=ModelSettings(source=str(output))))
+    try:
+        assert (model.runtime.info.runtime, model.runtime.info.precision) == ("litert", "int8")
+    finally:
+        model.runtime.close()
+    with pytest.raises(CannotRun, match="made for litert"):
+        load_model(Settings(model=ModelSettings(source=str(output), runtime="openvino")))
+
+
+def test_quantised_files_are_known_by_their_operators(tmp_path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    plain = tiny_file("onnx")
+    quantize_dynamic(plain, tmp_path / "dynamic.onnx", weight_type=QuantType.QUInt8)
+    assert describe(plain).precision == "f32"
+    assert describe(tmp_path / "dynamic.onnx").precision == "int8"
+    assert describe(tiny_file("tflite")).precision == "f32"
+    assert describe(tiny_file("tflite", dtype="uint8")).precision == "f32"
+    assert describe(tiny_file("tflite", quantised="uint8")).precision == "int8"
 
 
 def test_an_openvino_model_is_described_from_its_two_files(tmp_path: Path) -> None:

@@ -16,15 +16,20 @@ from consumer.adapters.runtimes.choose import Choice, Tried, choose_runtime, dec
 from consumer.adapters.runtimes.kinds import KINDS, candidates, kind_of, open_kind
 from consumer.adapters.runtimes.trial import Trial, TrialFailed
 from consumer.errors import CannotRun, DeviceMissing, ModelError
-from consumer.model_spec import InputSpec, ModelFormat, ModelPackage, ModelSpec, OutputSpec
+from consumer.model_spec import InputSpec, ModelFormat, ModelPackage, ModelSpec, OutputSpec, Precision
 from consumer.settings import Settings
 
 
 def package_of(
-    folder: Path, *, files: ModelFormat = "saved_model", runtime: str = "", digest: str = "sha256:1"
+    folder: Path,
+    *,
+    files: ModelFormat = "saved_model",
+    runtime: str = "",
+    digest: str = "sha256:1",
+    precision: Precision = "f32",
 ) -> ModelPackage:
     image = InputSpec("images", "float32", "NHWC", 32, 32, mean=(0.5,))
-    spec = ModelSpec("birds", "1", files, image, OutputSpec("scores"), runtime=runtime)
+    spec = ModelSpec("birds", "1", files, image, OutputSpec("scores"), precision=precision, runtime=runtime)
     return ModelPackage(spec, folder, folder, None, digest)
 
 
@@ -101,34 +106,43 @@ def failed(name: str, message: str, error: str = "", remedy: str = "") -> Tried:
 
 
 def test_the_fastest_that_agrees_is_taken_and_the_figures_are_said() -> None:
-    choice = decide([tried("openvino", 150), tried("onnxruntime", 200), tried("tensorflow", 90)], 16)
+    choice = decide([tried("openvino", 150), tried("onnxruntime", 200), tried("tensorflow", 90)], 16, "saved_model")
     assert choice.runtime == "onnxruntime"
     assert choice.why == "ONNX Runtime: 200 images/s at batch 16; OpenVINO: 150; TensorFlow: 90"
 
 
 def test_of_two_that_are_equally_fast_the_order_decides() -> None:
-    assert decide([tried("openvino", 96), tried("tensorflow", 100)], 16).runtime == "openvino"
-    assert decide([tried("openvino", 94), tried("tensorflow", 100)], 16).runtime == "tensorflow"
+    assert decide([tried("openvino", 96), tried("tensorflow", 100)], 16, "saved_model").runtime == "openvino"
+    assert decide([tried("openvino", 94), tried("tensorflow", 100)], 16, "saved_model").runtime == "tensorflow"
 
 
 def test_one_that_disagrees_with_tensorflow_is_passed_over_however_fast() -> None:
-    choice = decide([tried("openvino", 900, 0.5), tried("litert", 300, 0.502), tried("tensorflow", 100, 0.502)], 16)
+    choice = decide(
+        [tried("openvino", 900, 0.5), tried("litert", 300, 0.502), tried("tensorflow", 100, 0.502)], 16, "saved_model"
+    )
     assert choice.runtime == "litert"
     assert "not OpenVINO: its scores differ from those of TensorFlow by 0.002" in choice.why
 
 
 def test_other_classes_are_a_disagreement() -> None:
     other = Tried(kind_of("openvino"), np.zeros((1, 5), np.float32), [900])
-    assert decide([other, tried("tensorflow", 100)], 16).runtime == "tensorflow"
+    assert decide([other, tried("tensorflow", 100)], 16, "saved_model").runtime == "tensorflow"
 
 
 def test_without_tensorflow_the_many_are_right() -> None:
-    choice = decide([tried("openvino", 900, 0.6), tried("onnxruntime", 300), tried("litert", 200)], 16)
+    choice = decide([tried("openvino", 900, 0.6), tried("onnxruntime", 300), tried("litert", 200)], 16, "saved_model")
     assert choice.runtime == "onnxruntime"
 
 
+@pytest.mark.parametrize(("files", "native"), [("tflite", "litert"), ("onnx", "onnxruntime")])
+def test_of_two_that_differ_the_one_whose_own_format_it_is_is_right(files: ModelFormat, native: str) -> None:
+    choice = decide([tried("openvino", 900, 0.6), tried(native, 100)], 16, files)
+    assert choice.runtime == native
+    assert "not OpenVINO: its scores differ" in choice.why
+
+
 def test_one_that_crashed_is_named() -> None:
-    choice = decide([failed("openvino", "ended by SIGSEGV"), tried("tensorflow", 100)], 16)
+    choice = decide([failed("openvino", "ended by SIGSEGV"), tried("tensorflow", 100)], 16, "saved_model")
     assert choice.runtime == "tensorflow"
     assert "not OpenVINO: ended by SIGSEGV" in choice.why
 
@@ -136,7 +150,7 @@ def test_one_that_crashed_is_named() -> None:
 def test_a_model_that_tensorflow_calls_broken_is_broken() -> None:
     broken = failed("tensorflow", "the SavedModel cannot be loaded", "ModelError", "copy it anew")
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
-        decide([tried("openvino", 100), broken], 16)
+        decide([tried("openvino", 100), broken], 16, "saved_model")
     assert caught.value.remedy == "copy it anew"
 
 
@@ -145,11 +159,12 @@ def test_where_none_runs_all_the_reasons_are_told() -> None:
         decide(
             [failed("openvino", "no rule", "CannotRun", "use it elsewhere"), failed("tensorflow", "ended by SIGKILL")],
             1,
+            "saved_model",
         )
     assert caught.value.remedy == "use it elsewhere"
     missing = [failed(name, "sees 0 GPUs", "DeviceMissing", "set model.device") for name in ("openvino", "tensorflow")]
     with pytest.raises(DeviceMissing):
-        decide(missing, 1)
+        decide(missing, 1, "saved_model")
 
 
 # --- remembered -----------------------------------------------------------------------------------------------------
@@ -225,6 +240,12 @@ def test_where_it_cannot_be_remembered_it_is_said_and_taken(tmp_path: Path, tria
     assert "cannot be remembered" in lines
 
 
+def test_a_choice_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path, trials: list[str]) -> None:
+    (tmp_path / "runtime-choices.json").mkdir()
+    assert "cannot be remembered" in said(lambda: chosen(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["runtime-choices.json"]
+
+
 def test_only_so_many_are_remembered(tmp_path: Path, trials: list[str]) -> None:
     for number in range(70):
         chosen(tmp_path, threads=number)
@@ -237,9 +258,10 @@ def test_only_so_many_are_remembered(tmp_path: Path, trials: list[str]) -> None:
 
 
 def test_a_single_candidate_is_taken_without_a_trial(tmp_path: Path, trials: list[str]) -> None:
-    assert chosen(tmp_path, package=package_of(tmp_path, files="openvino")).runtime == "openvino"
+    alone = chosen(tmp_path, package=package_of(tmp_path, files="openvino"))
+    assert alone == Choice("openvino", "OpenVINO: the only one installed for openvino, neither compared nor timed")
     made_for = chosen(tmp_path, package=package_of(tmp_path, runtime="tensorflow"))
-    assert made_for == Choice("tensorflow", "TensorFlow: the one it was made for")
+    assert made_for == Choice("tensorflow", "TensorFlow: the one it was made for, neither compared nor timed")
     assert trials == []
 
 
@@ -259,6 +281,16 @@ def test_another_runtime_than_the_one_that_a_variant_was_made_for_is_refused(tmp
     with pytest.raises(CannotRun, match="made for openvino") as caught:
         bootstrap_model.choose_runtime(settings, package_of(tmp_path, runtime="openvino"))
     assert "auto" in caught.value.remedy
+
+
+def test_a_quantised_model_that_names_no_runtime_runs_on_its_formats_own_alone(tmp_path: Path) -> None:
+    package = package_of(tmp_path, files="tflite", precision="int8")
+    assert [kind.name for kind in candidates(package)] == ["litert"]
+    settings = Settings().model_copy(
+        update={"model": Settings().model.model_copy(update={"runtime": "openvino"})},
+    )
+    with pytest.raises(CannotRun, match="made for litert"):
+        bootstrap_model.choose_runtime(settings, package)
 
 
 def test_every_runtime_of_the_settings_is_a_kind_and_the_other_way_round() -> None:

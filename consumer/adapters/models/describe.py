@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from consumer.adapters.models.onnx_ops import is_quantised
 from consumer.adapters.models.saved_model import image_layout, read_signature
 from consumer.adapters.runtimes.common import one_line
 from consumer.errors import ModelError
 from consumer.extras import missing
-from consumer.model_spec import InputSpec, ModelFormat, OutputSpec
+from consumer.model_spec import InputSpec, ModelFormat, OutputSpec, Precision
 
 _FORMATS: Mapping[str, ModelFormat] = {".onnx": "onnx", ".tflite": "tflite", ".xml": "openvino"}
 _INPUT_DTYPES = frozenset({"uint8", "int8", "float32", "float16", "bfloat16"})
@@ -29,6 +30,8 @@ class Described:
     output: OutputSpec
     signature: str = ""
     """Of a SavedModel."""
+    precision: Precision = "f32"
+    """`int8` where any of it is quantised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def _read(source: Path, read: Callable[[], Any]) -> Any:
 
 def _onnx(source: Path) -> Described:
     if missing("onnxruntime") and not missing("openvino"):
-        return replace(_openvino(source), format="onnx")
+        return replace(_openvino(source), format="onnx", precision=_onnx_precision(source))
     from consumer.adapters.runtimes.onnx_runtime import import_onnxruntime
 
     ort = import_onnxruntime()
@@ -117,7 +120,12 @@ def _onnx(source: Path) -> Described:
             [size if isinstance(size, int) else None for size in found.shape],
         )
 
-    return _checked(source, "onnx", [*map(tensor, session.get_inputs())], [*map(tensor, session.get_outputs())])
+    described = _checked(source, "onnx", [*map(tensor, session.get_inputs())], [*map(tensor, session.get_outputs())])
+    return replace(described, precision=_onnx_precision(source))
+
+
+def _onnx_precision(source: Path) -> Precision:
+    return "int8" if _read(source, lambda: is_quantised(source)) else "f32"
 
 
 def _tflite(source: Path) -> Described:
@@ -131,6 +139,8 @@ def _tflite(source: Path) -> Described:
 
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     described = _checked(source, "tflite", [*map(tensor, inputs)], [*map(tensor, outputs)])
+    if any(map(_is_scaled, interpreter.get_tensor_details())):
+        described = replace(described, precision="int8")
     if described.input.dtype != "int8":
         return described
     by = quantisation_of(inputs[0])
@@ -139,6 +149,11 @@ def _tflite(source: Path) -> Described:
     # Pixels are then only shifted by 128, as the one who quantised it had it.
     low, high = ((value - by.zero_point) * by.scale for value in (-128, 127))
     return replace(described, input=replace(described.input, range=(low, high)))
+
+
+def _is_scaled(tensor: Any) -> bool:
+    """Whether a tensor's whole numbers stand for others: weights or activations of a quantised `.tflite`."""
+    return np.issubdtype(tensor["dtype"], np.integer) and len(tensor["quantization_parameters"]["scales"]) > 0
 
 
 def _openvino(source: Path) -> Described:
@@ -154,4 +169,6 @@ def _openvino(source: Path) -> Described:
         kind = found.get_element_type().get_type_name()
         return _Tensor(name, _OF_OPENVINO.get(kind, kind), sizes)
 
-    return _checked(source, "openvino", [*map(tensor, model.inputs)], [*map(tensor, model.outputs)])
+    described = _checked(source, "openvino", [*map(tensor, model.inputs)], [*map(tensor, model.outputs)])
+    quantised = any(each.get_type_name() == "FakeQuantize" for each in model.get_ops())
+    return replace(described, precision="int8" if quantised else "f32")

@@ -2,11 +2,10 @@
 
 Each that runs the model's format is tried in a process of its own: loaded, warmed, its scores for real pictures
 compared, and timed, in turns, so that what else the machine does meets each of them. What is found is remembered by all
-that it depends on. One candidate alone is taken without a trial.
+that it depends on. One candidate alone is neither compared nor timed.
 """
 
 import json
-import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,10 +21,10 @@ from loguru import logger
 
 from consumer.adapters.cpu_flags import cpu_flags, cpu_name
 from consumer.adapters.runtimes.compiled_cache import key_of
-from consumer.adapters.runtimes.kinds import KINDS, Kind, candidates
+from consumer.adapters.runtimes.kinds import KINDS, NATIVE, Kind, candidates, made_for
 from consumer.adapters.runtimes.trial import Trial, TrialFailed
 from consumer.errors import CannotRun, DeviceMissing, ModelError
-from consumer.model_spec import ModelPackage
+from consumer.model_spec import ModelFormat, ModelPackage
 
 TOLERANCE = 1e-3
 """Of a score: labels of one precision agree within it on every runtime."""
@@ -37,7 +36,7 @@ _DEADLINE_S = 300.0
 _FILE = "runtime-choices.json"
 _KEEP = 64
 # Raised when what is compared or timed changes.
-_RECIPE = 1
+_RECIPE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +82,9 @@ def choose_runtime(package: ModelPackage, *, threads: int, device: str, batch_si
     fit = candidates(package)
     if len(fit) == 1:
         reason = (
-            "the one it was made for" if package.spec.runtime else f"the only one installed for {package.spec.format}"
+            "the one it was made for" if made_for(package.spec) else f"the only one installed for {package.spec.format}"
         )
-        return Choice(fit[0].name, f"{fit[0].title}: {reason}")
+        return Choice(fit[0].name, f"{fit[0].title}: {reason}, neither compared nor timed")
     key = key_of(
         {
             "recipe": _RECIPE,
@@ -102,18 +101,17 @@ def choose_runtime(package: ModelPackage, *, threads: int, device: str, batch_si
     if isinstance(remembered, Mapping) and remembered.get("runtime") in names:
         return Choice(str(remembered["runtime"]), f"{remembered.get('why', '')} (remembered)")
     logger.info("trying {} with {}, once", ", ".join(kind.title for kind in fit), package.spec.name)
-    choice = decide(
-        _try_all(fit, package, threads=threads, device=device, batch_size=batch_size, cache=cache), batch_size
-    )
+    tried = _try_all(fit, package, threads=threads, device=device, batch_size=batch_size, cache=cache)
+    choice = decide(tried, batch_size, package.spec.format)
     _remember(cache, key, choice)
     return choice
 
 
-def decide(tried: Sequence[Tried], batch_size: int) -> Choice:
+def decide(tried: Sequence[Tried], batch_size: int, form: ModelFormat) -> Choice:
     """The fastest that agrees; of two within 5 %, the one that `KINDS` has first. Raises: see `choose_runtime`."""
     ran = [each for each in tried if each.scores is not None]
     _refuse_broken(tried, ran)
-    reference = _reference(ran)
+    reference = _reference(ran, NATIVE[form])
     agreeing = [each for each in ran if _difference(each, reference) <= TOLERANCE]
     best = max(each.images_per_s for each in agreeing)
     order = [kind.name for kind in KINDS]
@@ -139,11 +137,11 @@ def _reasons(tried: Sequence[Tried], chosen: Tried, reference: Tried, batch_size
     return said
 
 
-def _reference(ran: Sequence[Tried]) -> Tried:
-    """Whose scores are right: TensorFlow's, of whose format the model is where it runs it; else those that most agree
-    with."""
+def _reference(ran: Sequence[Tried], native: str) -> Tried:
+    """Whose scores are right: those of the runtime whose own format it is; where that is not there, those that most
+    agree with."""
     for each in ran:
-        if each.kind.name == "tensorflow":
+        if each.kind.name == native:
             return each
     return max(ran, key=lambda one: sum(_difference(one, other) <= TOLERANCE for other in ran))
 
@@ -230,8 +228,18 @@ def _remember(cache: Path, key: str, choice: Choice) -> None:
     body = json.dumps({"choices": dict(list(choices.items())[-_KEEP:])}, indent=1)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache, prefix=".writing-", delete=False) as file:
-            file.write(body)
-        os.replace(file.name, cache / _FILE)  # noqa: PTH105 - a name, not a Path
+        _write(cache / _FILE, body)
     except OSError as error:
         logger.warning("the chosen runtime cannot be remembered in {}: {}; the next start tries again", cache, error)
+
+
+def _write(path: Path, body: str) -> None:
+    """Whole or not at all; nothing is left beside it. Raises OSError."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".writing-", delete=False) as file:
+        written = Path(file.name)
+        try:
+            file.write(body)
+            file.close()
+            written.replace(path)
+        finally:
+            written.unlink(missing_ok=True)

@@ -1,14 +1,14 @@
 """The runtimes that there are, what each needs and runs, and how one is opened."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from consumer.errors import CannotRun
 from consumer.extras import missing
-from consumer.model_spec import ModelFormat, ModelPackage
+from consumer.model_spec import ModelFormat, ModelPackage, ModelSpec
 from consumer.ports import ModelRuntime
 
 _HERE = "consumer.adapters.runtimes"
@@ -70,6 +70,14 @@ KINDS = (
 )
 """In the order that decides between two that are equally fast: the lighter one first."""
 
+NATIVE: Mapping[ModelFormat, str] = {
+    "saved_model": "tensorflow",
+    "openvino": "openvino",
+    "onnx": "onnxruntime",
+    "tflite": "litert",
+}
+"""The runtime that a format is the own one of: its scores are right, and of a quantised file nobody else's are."""
+
 
 def kind_of(name: str) -> Kind:
     """Of `model.runtime`. Raises CannotRun for a name that is none."""
@@ -84,6 +92,11 @@ def is_installed(kind: Kind) -> bool:
     return not missing(kind.needs, f"{_HERE}.{kind.module}")
 
 
+def made_for(spec: ModelSpec) -> str:
+    """The one runtime that may run it: the one that it names, or a quantised model's own; empty for any."""
+    return spec.runtime or (NATIVE[spec.format] if spec.precision == "int8" else "")
+
+
 def candidates(package: ModelPackage) -> Sequence[Kind]:
     """Those that are installed and run its format; of a model that was made for one runtime, that one alone.
 
@@ -91,11 +104,12 @@ def candidates(package: ModelPackage) -> Sequence[Kind]:
         CannotRun: none is.
     """
     spec = package.spec
-    fit = [kind for kind in KINDS if spec.format in kind.formats and spec.runtime in {"", kind.name}]
+    only = made_for(spec)
+    fit = [kind for kind in KINDS if spec.format in kind.formats and only in {"", kind.name}]
     installed = [kind for kind in fit if is_installed(kind)]
     if not installed:
         names = ", ".join(kind.name for kind in fit) or "none"
-        made = f" and was made for {spec.runtime}" if spec.runtime else ""
+        made = f" and was made for {only}" if only else ""
         raise CannotRun(
             f"no runtime is installed that runs {spec.name}: it is {spec.format}{made}; these would: {names}",
             remedy=install(fit[0]) if fit else "use the model that this variant was made from",

@@ -1,8 +1,8 @@
 """LiteRT (TensorFlow Lite): `.tflite` as they are, quantised ones too, and SavedModels, which are converted once.
 
 Images go through one by one: its kernels gain nothing by a batch (54 images/s at batch 1, 51 at 8 and 47 at 32 with an
-interpreter of each size, against 53, 58 and 54 one by one; MobileNetV2 on 2 busy cores, AMD EPYC with AVX2), and one
-interpreter takes the memory of one.
+interpreter of each size, against 53, 58 and 54 one by one; MobileNetV2 on 2 busy cores, AMD EPYC Zen 3: `avx2`
+without AVX-512), and one interpreter takes the memory of one.
 """
 
 from collections.abc import Sequence

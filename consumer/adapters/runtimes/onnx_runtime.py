@@ -5,7 +5,8 @@ Threads do not spin while they wait: decoding runs on the same cores, and with s
 quarter to a half longer on 2 busy cores.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,19 +68,21 @@ class OnnxRuntime:
             DeviceMissing: a GPU that is asked for and is not there.
         """
         ort = import_onnxruntime()
+        made_for = package.spec.options.get("provider", "")
         providers = choose_providers(
             device,
             ort.get_available_providers(),
             package.spec.precision,
-            cache=cache,
-            made_for=package.spec.options.get("provider", ""),
+            engines=cache / "tensorrt" / package.digest.removeprefix("sha256:"),
+            made_for=made_for,
         )
+        make_ready(providers)
         graph = _graph(package, cache=cache, threads=threads)
         warn_of_unused_scale(package.spec.input)
         self._input_size = package.spec.input.size
         self._prepare = preparation(graph.image)
         self._session: Any = _session(ort, graph.file, providers, threads)
-        refuse_fallback(self._session.get_providers(), device, package.spec.precision)
+        refuse_fallback(self._session.get_providers(), device, package.spec.precision, made_for=made_for)
         self._names = _names(self._session, graph.file)
         self._batch = _fixed_batch(self._session)
         probe = checked_probe(f"{package.spec.output.name}: the model gives", self._raw_probe(graph))
@@ -150,12 +153,13 @@ class OnnxRuntime:
 
 
 def choose_providers(
-    device: str, available: Sequence[str], precision: Precision, *, cache: Path, made_for: str = ""
+    device: str, available: Sequence[str], precision: Precision, *, engines: Path, made_for: str = ""
 ) -> list[tuple[str, dict[str, str]]]:
     """ONNX Runtime's providers, best first, with their options. Not run on a GPU yet.
 
     `made_for` is what a variant says that it was gated on: `cuda`, of which the weights are float16 themselves, or
-    `tensorrt`; empty for any.
+    `tensorrt`; empty for any. `engines` is this model's own folder for what TensorRT compiles: an engine's name has
+    nothing of the weights in it, so that another model's of the same graph would be taken for this one's.
 
     Raises:
         DeviceMissing: a GPU is asked for, and this build of ONNX Runtime has no provider for one.
@@ -171,7 +175,7 @@ def choose_providers(
             f"model.device is {device!r} and this ONNX Runtime has providers for {', '.join(available)} only",
             remedy="pip install 'ouzel[onnxruntime-gpu]' in the place of onnxruntime, or set model.device to cpu",
         )
-    halves = _CUDA if made_for == "cuda" else _TENSORRT
+    halves = _halves(made_for)
     if precision == "bf16" or (precision == "f16" and halves not in on_gpu):
         needs = f"{halves}, on a GPU" if precision == "f16" else "another runtime"
         raise CannotRun(
@@ -179,13 +183,37 @@ def choose_providers(
             remedy="use the model that this variant was made from",
         )
     number = device.removeprefix("gpu:") if device.startswith("gpu:") else "0"
-    engines = {
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": str(cache / "tensorrt"),
-        "trt_fp16_enable": str(precision == "f16"),
+    options = {
+        _TENSORRT: {
+            "trt_engine_cache_enable": "True",
+            "trt_engine_cache_path": str(engines),
+            "trt_fp16_enable": str(precision == "f16"),
+        },
+        _CUDA: {"use_tf32": "0"},  # which has 10 bits of a float32's 23
     }
-    options = {_TENSORRT: engines, _CUDA: {}}
     return [*((name, {"device_id": number, **options[name]}) for name in on_gpu), (_CPU, {})]
+
+
+def _halves(made_for: str) -> str:
+    """The provider that computes in half precision: CUDA where the weights are float16 themselves."""
+    return _CUDA if made_for == "cuda" else _TENSORRT
+
+
+def make_ready(providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    """What TensorRT needs beside its options: the folder of its engines, and TF32 off, which it takes from the
+    environment alone. Raises ModelError."""
+    chosen = dict(providers)
+    if _TENSORRT not in chosen:
+        return
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    folder = Path(chosen[_TENSORRT]["trt_engine_cache_path"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"TensorRT's engines cannot be kept in {folder}: {error}",
+            remedy="set XDG_CACHE_HOME to a folder that can be written",
+        ) from error
 
 
 def import_onnxruntime() -> Any:
@@ -228,17 +256,19 @@ def _session(ort: Any, file: Path, providers: list[tuple[str, dict[str, str]]], 
         raise ModelError(f"{file}: cannot be loaded: {one_line(error)}", remedy="export or copy it anew") from error
 
 
-def refuse_fallback(providers: Sequence[str], device: str, precision: Precision) -> None:
+def refuse_fallback(providers: Sequence[str], device: str, precision: Precision, *, made_for: str = "") -> None:
     """A provider that fails at its start is left out by ONNX Runtime, with no more than a line of its log.
 
     Raises:
         DeviceMissing: none for a GPU is left, and one was asked for.
         CannotRun: the one that computes in half precision is not left.
     """
-    if precision == "f16" and providers[0] != _TENSORRT:
+    halves = _halves(made_for)
+    if precision == "f16" and providers[0] != halves:
+        title = "CUDA" if halves == _CUDA else "TensorRT"
         raise CannotRun(
-            "ONNX Runtime cannot start TensorRT, which f16 needs",
-            remedy="install the libraries of TensorRT, or use the model that this variant was made from",
+            f"ONNX Runtime cannot start {title}, which this variant in f16 needs",
+            remedy=f"install the libraries of {title}, or use the model that this variant was made from",
         )
     if device.startswith("gpu:") and providers[0] == _CPU:
         raise DeviceMissing(

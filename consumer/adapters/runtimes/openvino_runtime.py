@@ -4,8 +4,8 @@ The graph takes one image as uint8 pixels and gives its probabilities. A batch i
 side by side, one a stream, with as many streams as OpenVINO thinks fit. A single image, or so few that streams would
 stand idle, has all threads to itself, in a graph compiled for that. Any batch size runs, and none has to be compiled.
 
-Measured on 2 cores (AMD EPYC with AVX2; OpenVINO 2026.4, MobileNetV2, float32, uint8 in; 90th percentile of 38
-interleaved rounds on a machine with other work), images/s for 8 and for 32 images:
+Measured on 2 cores (AMD EPYC Zen 3: `avx2` without AVX-512; OpenVINO 2026.4, MobileNetV2, float32, uint8 in; 90th
+percentile of 38 interleaved rounds on a machine with other work), images/s for 8 and for 32 images:
 
     side by side, one a stream             201 / 196
     one after the other, all threads       169 / 174

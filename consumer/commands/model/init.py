@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from consumer.adapters.models.describe import Described
-    from consumer.model_spec import InputSpec, ModelFormat, ModelSpec
+    from consumer.model_spec import InputSpec, ModelSpec
     from consumer.settings import Settings
 
 
@@ -31,15 +31,6 @@ class OutputKind(StrEnum):
     AUTO = "auto"
     PROBABILITIES = "probabilities"
     LOGITS = "logits"
-
-
-# The one that a format is the own one of; where it is not installed, another that runs the format as well.
-_NATIVE: "dict[ModelFormat, str]" = {
-    "saved_model": "tensorflow",
-    "openvino": "openvino",
-    "onnx": "onnxruntime",
-    "tflite": "litert",
-}
 
 
 def init(
@@ -80,6 +71,7 @@ def init(
     from consumer import __version__
     from consumer.adapters.models.describe import describe
     from consumer.adapters.models.write import copy_labels, copy_model, refuse_overwriting, write_artifact
+    from consumer.adapters.runtimes.kinds import NATIVE
     from consumer.clock import SystemClock
     from consumer.console import print_facts, settings_from
     from consumer.log import configure
@@ -108,6 +100,9 @@ def init(
             input=image,
             output=replace(described.output, kind=output_kind.value),
             signature=described.signature,
+            precision=described.precision,
+            # Each runtime rounds whole numbers in its own way, and one digest must have one label.
+            runtime=NATIVE[described.format] if described.precision == "int8" else "",
         )
         spec = _probed(settings, spec, files)
         named = copy_labels(labels, spec.output.classes, folder) if labels is not None else 0
@@ -137,7 +132,7 @@ def _probed(settings: "Settings", spec: "ModelSpec", files: Path) -> "ModelSpec"
     from dataclasses import replace
 
     from consumer.adapters.runtimes.common import detect_output, probe_images
-    from consumer.adapters.runtimes.kinds import candidates, open_kind
+    from consumer.adapters.runtimes.kinds import NATIVE, candidates, open_kind
     from consumer.bootstrap_model import cache_folder
     from consumer.cpu import quota_cores
     from consumer.model_spec import ModelPackage
@@ -145,7 +140,7 @@ def _probed(settings: "Settings", spec: "ModelSpec", files: Path) -> "ModelSpec"
     untouched = replace(spec, output=replace(spec.output, kind="probabilities"))
     package = ModelPackage(untouched, files, files, None, f"sha256:{_hash(files)}")
     kinds = candidates(package)
-    native = next((kind for kind in kinds if kind.name == _NATIVE[spec.format]), kinds[0])
+    native = next((kind for kind in kinds if kind.name == NATIVE[spec.format]), kinds[0])
     threads = settings.model.threads or quota_cores()
     runtime = open_kind(native, package, threads=threads, device="cpu", cache=cache_folder())
     try:
@@ -194,6 +189,8 @@ def _facts(spec: "ModelSpec", named: int) -> dict[str, Any]:
         "name": spec.name,
         "version": spec.version,
         "format": spec.format,
+        "precision": spec.precision,
+        "runtime": spec.runtime or None,
         "signature": spec.signature or None,
         "input": f"{image.name} {image.dtype} {_shape(image)}",
         "range": None if image.dtype == "uint8" else list(image.range),
