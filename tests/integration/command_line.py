@@ -78,6 +78,8 @@ class Topics:
             [*program, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # `communicate` does not see what an earlier `readline` left in a buffer.
+            bufsize=0,
             env=self.environment(),
             cwd=REPOSITORY,
         )

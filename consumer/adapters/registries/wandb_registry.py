@@ -136,6 +136,7 @@ class WandbRegistry:
         look: Callable[[], None] = lambda: None,
     ) -> Any:
         where = f"W&B, {self._path}"
+        kept = self._child
         child = self._ready_child()
         try:
             child.say({"do": what, "with": arguments})
@@ -146,6 +147,8 @@ class WandbRegistry:
         except EOFError:
             said = child.complaint()
             self.close()
+            if child is kept:  # it ended between two questions; a new one is asked the same, once
+                return self._ask(what, arguments, deadline_s, look)
             raise ModelsUnavailable(f"{where}: the client ended without an answer{said}") from None
         except BaseException:
             self.close()
