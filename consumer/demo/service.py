@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 
 from consumer.demo.processes import Child
+from consumer.extras import missing
 
 INPUT_TOPIC = "images"
 OUTPUT_TOPIC = "predictions"
@@ -50,6 +51,8 @@ def environment(bootstrap_servers: str, *, health_port: int, settings_file: Path
         "OUZEL_KAFKA__CONSUMER__FETCH_WAIT_MAX_MS": "20",
         "OUZEL_STORES__FILE__ROOTS": orjson.dumps([str(image_folder.resolve())]).decode(),
         "OUZEL_MODEL__SOURCE": "default",
+        # A newcomer should not wait for several runtimes to be tried.
+        "OUZEL_MODEL__RUNTIME": "auto" if missing("openvino") else "openvino",
         "OUZEL_HEALTH__HOST": "127.0.0.1",
         "OUZEL_HEALTH__PORT": str(health_port),
         "OUZEL_DRAIN__TIMEOUT_MS": str(int(DRAIN_S * 1000)),
