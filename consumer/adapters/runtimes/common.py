@@ -1,6 +1,7 @@
 """What every runtime does alike: how pixels are scaled, what the model's answer is, and which model it says it is."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,48 @@ from consumer.errors import CannotRun, ModelError
 from consumer.messages import ModelInfo
 from consumer.model_spec import InputSpec, ModelPackage
 from consumer.ports import ModelRuntime
+
+
+class LoadedRuntime:
+    """What a runtime answers about the model that it holds. Its subclass calls `_hold` when the model is loaded."""
+
+    _info: ModelInfo
+    _input_size: tuple[int, int]
+    _class_count: int
+
+    def _hold(
+        self, package: ModelPackage, *, runtime: str, classes: int, gives: str, device: str, threads: int
+    ) -> None:
+        """Note what was loaded, and say it. `gives`: what the model itself gives, `probabilities` or `logits`."""
+        self._info = info_of(package, runtime)
+        self._input_size = package.spec.input.size
+        self._class_count = classes
+        _say_loaded(package, runtime=runtime, classes=classes, gives=gives, device=device, threads=threads)
+
+    @property
+    def info(self) -> ModelInfo:
+        """Which model this is."""
+        return self._info
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that `infer` takes."""
+        return self._input_size
+
+    @property
+    def class_count(self) -> int:
+        """C, the length of a score row."""
+        return self._class_count
+
+
+def one_of_each(file: Path, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[str, str]:
+    """The name of a graph's input and of its output. Raises ModelError where either is not one."""
+    for what, names in (("inputs", inputs), ("outputs", outputs)):
+        if len(names) != 1:
+            raise ModelError(
+                f"{file} has {len(names)} {what} ({', '.join(names)}); one is needed", remedy="export it anew"
+            )
+    return inputs[0], outputs[0]
 
 
 def affine(image: InputSpec) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -162,7 +205,7 @@ def info_of(package: ModelPackage, runtime: str) -> ModelInfo:
     return ModelInfo(spec.name, spec.version, package.digest, runtime, spec.precision)
 
 
-def say_loaded(package: ModelPackage, *, runtime: str, classes: int, gives: str, device: str, threads: int) -> None:
+def _say_loaded(package: ModelPackage, *, runtime: str, classes: int, gives: str, device: str, threads: int) -> None:
     """One line at start: what was read of the model."""
     spec = package.spec
     image = spec.input

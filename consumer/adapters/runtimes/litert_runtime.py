@@ -15,23 +15,22 @@ import numpy.typing as npt
 
 from consumer.adapters.models.convert import converted
 from consumer.adapters.runtimes.common import (
+    LoadedRuntime,
     affine,
     check_scores,
     checked_probe,
     detect_output,
     in_pieces,
-    info_of,
     one_line,
+    one_of_each,
     preparation,
     probe_images,
     run_once_each,
-    say_loaded,
     softmax,
     warn_of_unused_scale,
 )
 from consumer.adapters.runtimes.native_stderr import without_lines
 from consumer.errors import CannotRun, DeviceMissing, ModelError
-from consumer.messages import ModelInfo
 from consumer.model_spec import InputSpec, ModelPackage
 
 _BANNER = b"INFO: Created TensorFlow Lite"
@@ -45,7 +44,7 @@ class Quantisation:
     zero_point: int
 
 
-class LiteRtRuntime:
+class LiteRtRuntime(LoadedRuntime):
     """Fulfils `ports.ModelRuntime` with a `.tflite` file, on the CPU."""
 
     def __init__(self, package: ModelPackage, *, threads: int, device: str, cache: Path) -> None:
@@ -75,40 +74,22 @@ class LiteRtRuntime:
         self._source, self._target = int(source["index"]), int(target["index"])
         self._output = quantisation_of(target)
         self._batch = int(source["shape"][0])
-        self._input_size = spec.input.size
         self._prepare = quantised(image, quantisation_of(source)) if image.dtype == "int8" else preparation(image)
         try:
-            raw = self._raw(probe_images(*self._input_size))
+            raw = self._raw(probe_images(*spec.input.size))
         except Exception as error:
             raise ModelError(f"{file}: the model does not run: {one_line(error)}", remedy="export it anew") from error
         probe = checked_probe(f"{spec.output.name}: the model gives", raw)
         found = detect_output(probe) if kind == "auto" else kind
         self._softmax = found == "logits"
-        self._class_count = int(probe.shape[1])
-        self._info = info_of(package, "litert")
-        say_loaded(
+        self._hold(
             package,
             runtime="litert",
-            classes=self._class_count,
+            classes=int(probe.shape[1]),
             gives=gives or found,
             device="CPU",
             threads=threads,
         )
-
-    @property
-    def info(self) -> ModelInfo:
-        """Which model this is."""
-        return self._info
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that `infer` takes."""
-        return self._input_size
-
-    @property
-    def class_count(self) -> int:
-        """C, the length of a score row."""
-        return self._class_count
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """Run every batch size once. Raises ModelError."""
@@ -221,9 +202,7 @@ def open_interpreter(interpreter_class: Any, file: Path, *, threads: int) -> Any
 
 
 def _tensors(interpreter: Any, file: Path) -> tuple[Any, Any]:
-    """Details of the input and of the output."""
-    for what, tensors in (("inputs", interpreter.get_input_details()), ("outputs", interpreter.get_output_details())):
-        if len(tensors) != 1:
-            listed = ", ".join(tensor["name"] for tensor in tensors)
-            raise ModelError(f"{file} has {len(tensors)} {what} ({listed}); one is needed", remedy="export it anew")
-    return interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    """Details of the input and of the output. Raises ModelError."""
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    one_of_each(file, [each["name"] for each in inputs], [each["name"] for each in outputs])
+    return inputs[0], outputs[0]

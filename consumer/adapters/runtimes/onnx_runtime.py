@@ -16,21 +16,20 @@ import numpy.typing as npt
 
 from consumer.adapters.models.convert import converted
 from consumer.adapters.runtimes.common import (
+    LoadedRuntime,
     check_scores,
     checked_probe,
     detect_output,
     in_pieces,
-    info_of,
     one_line,
+    one_of_each,
     preparation,
     probe_images,
     run_once_each,
-    say_loaded,
     softmax,
     warn_of_unused_scale,
 )
 from consumer.errors import CannotRun, DeviceMissing, ModelError
-from consumer.messages import ModelInfo
 from consumer.model_spec import InputSpec, ModelPackage, Precision
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -50,7 +49,7 @@ class _Graph:
     """What the model itself gives; empty: as `kind` says or as is found."""
 
 
-class OnnxRuntime:
+class OnnxRuntime(LoadedRuntime):
     """Fulfils `ports.ModelRuntime` with an `.onnx` file."""
 
     def __init__(self, package: ModelPackage, *, threads: int, device: str, cache: Path) -> None:
@@ -79,40 +78,26 @@ class OnnxRuntime:
         make_ready(providers)
         graph = _graph(package, cache=cache, threads=threads)
         warn_of_unused_scale(package.spec.input)
-        self._input_size = package.spec.input.size
         self._prepare = preparation(graph.image)
         self._session: Any = _session(ort, graph.file, providers, threads)
         refuse_fallback(self._session.get_providers(), device, package.spec.precision, made_for=made_for)
-        self._names = _names(self._session, graph.file)
+        self._names = one_of_each(
+            graph.file,
+            [each.name for each in self._session.get_inputs()],
+            [each.name for each in self._session.get_outputs()],
+        )
         self._batch = _fixed_batch(self._session)
         probe = checked_probe(f"{package.spec.output.name}: the model gives", self._raw_probe(graph))
         found = detect_output(probe) if graph.kind == "auto" else graph.kind
         self._softmax = found == "logits"
-        self._class_count = int(probe.shape[1])
-        self._info = info_of(package, "onnxruntime")
-        say_loaded(
+        self._hold(
             package,
             runtime="onnxruntime",
-            classes=self._class_count,
+            classes=int(probe.shape[1]),
             gives=graph.gives or found,
             device=self._session.get_providers()[0].removesuffix("ExecutionProvider"),
             threads=threads,
         )
-
-    @property
-    def info(self) -> ModelInfo:
-        """Which model this is."""
-        return self._info
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that `infer` takes."""
-        return self._input_size
-
-    @property
-    def class_count(self) -> int:
-        """C, the length of a score row."""
-        return self._class_count
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """Run every batch size once. Raises ModelError."""
@@ -145,7 +130,7 @@ class OnnxRuntime:
     def _raw_probe(self, graph: _Graph) -> npt.NDArray[Any]:
         """What the model gives, untouched, for three test images."""
         try:
-            return self._raw(probe_images(*self._input_size))
+            return self._raw(probe_images(*graph.image.size))
         except Exception as error:
             raise ModelError(
                 f"{graph.file}: the model does not run: {one_line(error)}", remedy="export it anew"
@@ -276,15 +261,6 @@ def refuse_fallback(providers: Sequence[str], device: str, precision: Precision,
             remedy="pip install 'ouzel[onnxruntime-gpu]' on a machine with an NVIDIA GPU and driver,"
             " or set model.device to cpu",
         )
-
-
-def _names(session: Any, file: Path) -> tuple[str, str]:
-    """Of the graph's input and output."""
-    for what, tensors in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
-        if len(tensors) != 1:
-            listed = ", ".join(tensor.name for tensor in tensors)
-            raise ModelError(f"{file} has {len(tensors)} {what} ({listed}); one is needed", remedy="export it anew")
-    return session.get_inputs()[0].name, session.get_outputs()[0].name
 
 
 def _fixed_batch(session: Any) -> int:

@@ -25,21 +25,19 @@ from loguru import logger
 
 from consumer.adapters.cpu_flags import BF16, cpu_flags, cpu_name
 from consumer.adapters.runtimes.common import (
+    LoadedRuntime,
     check_scores,
     checked_probe,
     detect_output,
-    info_of,
     one_line,
     probe_images,
     run_once_each,
-    say_loaded,
     warn_of_unused_scale,
 )
 from consumer.adapters.runtimes.compiled_cache import keep_compiled, key_of, read_compiled
 from consumer.adapters.runtimes.openvino_graph import read_graph, serving_graph, with_softmax
 from consumer.adapters.runtimes.openvino_start import choose_device, import_openvino
 from consumer.errors import CannotRun, ModelError
-from consumer.messages import ModelInfo
 from consumer.model_spec import ModelPackage, ModelSpec
 
 # Raised when the graph that is made around a model changes.
@@ -50,7 +48,7 @@ _IN_FLOAT32 = "use the model that this variant was made from"
 _NEWER = "use a newer Ouzel, or the model that this variant was made from"
 
 
-class OpenVinoRuntime:
+class OpenVinoRuntime(LoadedRuntime):
     """Fulfils `ports.ModelRuntime` in any format that OpenVINO reads."""
 
     def __init__(self, package: ModelPackage, *, threads: int, device: str, cache: Path) -> None:
@@ -68,7 +66,6 @@ class OpenVinoRuntime:
             DeviceMissing: a GPU that is asked for and is not there.
         """
         spec = package.spec
-        self._input_size = spec.input.size
         ov = import_openvino()
         core = ov.Core()
         target = choose_device(core, device)
@@ -76,31 +73,14 @@ class OpenVinoRuntime:
         warn_of_unused_scale(spec.input)
         compiler = _Compiler(ov, core, target, properties_of(spec, target, threads), package)
         self._loaded: _Loaded | None = compiler.load(cache / "openvino")
-        self._class_count = self._loaded.alone.classes
-        self._info = info_of(package, "openvino")
-        say_loaded(
+        self._hold(
             package,
             runtime="openvino",
-            classes=self._class_count,
+            classes=self._loaded.alone.classes,
             gives=self._loaded.gives,
             device=target,
             threads=threads,
         )
-
-    @property
-    def info(self) -> ModelInfo:
-        """Which model this is."""
-        return self._info
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that `infer` takes."""
-        return self._input_size
-
-    @property
-    def class_count(self) -> int:
-        """C, the length of a score row."""
-        return self._class_count
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """Run what there is to be warmed, which is no batch size but each stream. Raises ModelError."""

@@ -21,15 +21,14 @@ import numpy.typing as npt
 from loguru import logger
 
 from consumer.adapters.cpu_flags import BF16, cpu_flags
-from consumer.adapters.runtimes.common import check_scores, info_of, run_once_each, say_loaded, warn_of_unused_scale
+from consumer.adapters.runtimes.common import LoadedRuntime, check_scores, run_once_each, warn_of_unused_scale
 from consumer.adapters.runtimes.tensorflow_graph import ServingGraph, frozen, in_precision, serving_graph
 from consumer.adapters.runtimes.tensorflow_start import start_tensorflow
 from consumer.errors import CannotRun
-from consumer.messages import ModelInfo
 from consumer.model_spec import ModelPackage, Precision
 
 
-class TensorFlowRuntime:
+class TensorFlowRuntime(LoadedRuntime):
     """Fulfils `ports.ModelRuntime` with a SavedModel."""
 
     def __init__(self, package: ModelPackage, *, threads: int, device: str = "auto") -> None:
@@ -50,7 +49,6 @@ class TensorFlowRuntime:
             raise CannotRun(
                 f"TensorFlow runs SavedModels, and this model is {spec.format}", remedy='set model.runtime = "auto"'
             )
-        self._input_size = spec.input.size
         tf, self._device = start_tensorflow(threads=threads, device=device)
         self._tf = tf
         refuse_precision(spec.precision, on_gpu=self._device.startswith("/GPU"), flags=cpu_flags())
@@ -58,31 +56,14 @@ class TensorFlowRuntime:
         with tf.device(self._device):
             graph = serving_graph(tf, package)
             self._function, self._keep_alive = _function_of(tf, graph, spec.precision)
-        self._class_count = graph.classes
-        self._info = info_of(package, "tensorflow")
-        say_loaded(
+        self._hold(
             package,
             runtime="tensorflow",
-            classes=self._class_count,
+            classes=graph.classes,
             gives=graph.gives,
             device=self._device,
             threads=threads,
         )
-
-    @property
-    def info(self) -> ModelInfo:
-        """Which model this is."""
-        return self._info
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that `infer` takes."""
-        return self._input_size
-
-    @property
-    def class_count(self) -> int:
-        """C, the length of a score row."""
-        return self._class_count
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """Run every batch size once.
