@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
@@ -187,5 +187,4 @@ def write_model_file(
     return made
 
 
-FORMATS = get_args(ModelFormat)
 _REMEDY = "get the artifact anew, or write one with `ouzel model init`"

@@ -59,7 +59,8 @@ def open_artifact(
         ModelRefused: the gate of `ouzel model optimize` rejected it.
     """
     package = read_artifact(folder, pin=pin, decode=decode)
-    refuse_by_gate(package.spec, allow_provisional=allow_provisional)
+    spec = package.spec
+    refuse_by_gate(spec.gate, f"{spec.name} {spec.version}", allow_provisional=allow_provisional)
     return package
 
 
@@ -109,16 +110,25 @@ def refuse_bare_file(path: Path) -> None:
 _ANEW = "get the artifact anew: `ouzel model pull`, or copy it whole"
 
 
-def refuse_by_gate(spec: ModelSpec, *, allow_provisional: bool) -> None:
-    """Raises ModelRefused for a variant whose labels do not agree with its parent's, or not surely."""
-    if spec.gate == "rejected":
+def refuse_by_gate(gate: str, what: str, *, allow_provisional: bool) -> None:
+    """What may neither be served nor promoted.
+
+    Args:
+        gate: a `GateStatus`.
+        what: the variant, for people.
+        allow_provisional: the setting.
+
+    Raises:
+        ModelRefused: its labels do not agree with its parent's, or not surely.
+    """
+    if gate == "rejected":
         raise ModelRefused(
-            f"{spec.name} {spec.version} was rejected: its labels do not agree with those of its parent",
+            f"{what} was rejected: its labels do not agree with those of its parent",
             remedy="use the parent, or make another variant: `ouzel model optimize`",
         )
-    if spec.gate == "provisional" and not allow_provisional:
+    if gate == "provisional" and not allow_provisional:
         raise ModelRefused(
-            f"{spec.name} {spec.version} is provisional: it was compared with its parent on too few images to tell",
+            f"{what} is provisional: it was compared with its parent on too few images to tell",
             remedy="run `ouzel model optimize` with more images, or set model.allow_provisional = true",
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from consumer.errors import CommandRefused, ModelRefused, ModelsUnavailable
+from consumer.errors import CommandRefused, ModelsUnavailable
 
 if TYPE_CHECKING:
     from consumer.model_reference import ModelReference
@@ -91,17 +91,3 @@ def print_versions(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = C
         for row in rows
     ]
     print_table(shown, columns, title=title)
-
-
-def refuse_to_promote(gate: str, version: str, *, allow_provisional: bool) -> None:
-    """Raises ModelRefused for what `ouzel run` would refuse to start with."""
-    if gate == "rejected":
-        raise ModelRefused(
-            f"version {version} was rejected: its labels do not agree with those of its parent",
-            remedy="promote the parent, or make another variant: ouzel model optimize",
-        )
-    if gate == "provisional" and not allow_provisional:
-        raise ModelRefused(
-            f"version {version} is provisional: it was compared with its parent on too few images to tell",
-            remedy="compare it with more images: ouzel model optimize; or set model.allow_provisional = true",
-        )

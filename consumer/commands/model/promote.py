@@ -22,7 +22,7 @@ def promote(
         ouzel model promote wandb-artifact://team/project/birds:staging production
     """
     from consumer.adapters.models.model_file import read_model_file
-    from consumer.adapters.models.package import is_artifact
+    from consumer.adapters.models.package import is_artifact, refuse_by_gate
     from consumer.bootstrap_model import cache_folder
     from consumer.bootstrap_registries import obtain_folder, open_registry
     from consumer.commands.model._registries import (
@@ -30,7 +30,6 @@ def promote(
         bar,
         print_versions,
         reference_from,
-        refuse_to_promote,
         row_of,
     )
     from consumer.console import settings_from
@@ -52,7 +51,7 @@ def promote(
             with bar(f"fetching {meant.name}") as moved:
                 folder = obtain_folder(settings, meant, cache_folder(), version=found, moved=moved).path
             gate = read_model_file(folder).gate.status if is_artifact(folder) else "original"
-        refuse_to_promote(gate, found.version, allow_provisional=settings.model.allow_provisional)
+        refuse_by_gate(gate, f"version {found.version}", allow_provisional=settings.model.allow_provisional)
         before = registry.point(alias, found.version)
         now = registry.resolve(alias)
     row = {"alias": alias, "before": before or None, **row_of(now)}

@@ -27,14 +27,13 @@ def register(
 
         ouzel model register models/birds wandb-artifact://team/project/birds
     """
-    from consumer.adapters.models.package import check_artifact
+    from consumer.adapters.models.package import check_artifact, refuse_by_gate
     from consumer.bootstrap_registries import open_registry
     from consumer.commands.model._registries import (
         answered,
         bar,
         print_versions,
         reference_from,
-        refuse_to_promote,
         row_of,
     )
     from consumer.console import settings_from
@@ -49,7 +48,7 @@ def register(
         )
     _, said = check_artifact(folder)
     if alias:
-        refuse_to_promote(said.gate.status, said.version, allow_provisional=settings.model.allow_provisional)
+        refuse_by_gate(said.gate.status, f"version {said.version}", allow_provisional=settings.model.allow_provisional)
     with answered(), bar(f"registering {said.name}") as moved:
         made = open_registry(settings, reference.model).upload(folder, aliases=alias or [], moved=moved)
     print_versions([{"reference": f"{reference.model}:{made.version}", **row_of(made)}], title=str(reference.model))
