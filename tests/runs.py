@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from confluent_kafka import KafkaError, Message, Producer
 
-from tests.history import Recorder, SentInput, Summary, base64_or_none, load, sha256_or_none, summarize, verify
+from tests.history import Line, Recorder, SentInput, Summary, base64_or_none, load, sha256_or_none, summarize, verify
 from tests.kafka_broker import Cluster
 from tests.kafka_clients import Headers, read_to_end
 from tests.observer import Observer, topic_ids
@@ -201,13 +201,31 @@ class Run:
     def assert_all_promises_kept(self, *, exactly_once: bool = False, zombies: bool = False) -> Summary:
         """Stop watching and judge the whole run. The summary has the duplicates, for tests that bound them."""
         self.observer.stop()
-        history = load(self.history_path)
+        history = self._with_retried_inputs(load(self.history_path))
         found = verify(history, exactly_once=exactly_once, zombies=zombies)
         summary = summarize(history)
         listed = "\n".join(str(violation) for violation in found[:20])
         story = _story(self.history_path, found[0].at_line) if found else ""
         assert found == [], f"{len(found)} broken promises ({summary}):\n{listed}\n--- the history there\n{story}"
         return summary
+
+    def _with_retried_inputs(self, history: list[Line]) -> list[Line]:
+        """What lies in the topic is an input, though its sender knows of one copy: a broker that is killed can forget
+        what an idempotent producer sent it, and take the retry as new (librdkafka #4953). Read only where answers ask
+        for it; an answer to a place that holds nothing of ours stays a phantom."""
+        if not any(violation.promise == "phantom" for violation in verify(history, final=False)):
+            return history
+        sent = [line for line in history if line["kind"] == "sent"]
+        places = {(line["topic_id"], line["partition"], line["offset"]) for line in sent}
+        by_content = {(line["key"], line["sha256"]): line for line in sent}
+        topic_id = topic_ids(self._cluster, [self._topics.images])[self._topics.images]
+        retried = [
+            line | {"topic_id": topic_id, "partition": record.partition(), "offset": record.offset()}
+            for record in read_to_end(self._cluster, self._topics.images)
+            if (topic_id, record.partition(), record.offset()) not in places
+            and (line := by_content.get((base64_or_none(record.key()), sha256_or_none(record.value()))))
+        ]
+        return [*history, *retried]
 
     def __enter__(self) -> Self:
         self.observer.start()

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeTopics
+from tests.conftest import MakeTopics, Topics
 from tests.history import Promise, load, verify
 from tests.kafka_broker import Cluster
+from tests.kafka_clients import Record, send
 from tests.processes import start_process
-from tests.runs import Run
+from tests.replica import Replica
+from tests.runs import Run, inline_image
 
 pytestmark = pytest.mark.kafka
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -62,3 +64,26 @@ def test_a_buggy_consumer_killed_in_its_work_is_caught(
             process.wait(10)
     found: set[Promise] = {violation.promise for violation in verify(load(run.history_path))}
     assert promises <= found <= promises | ({"I1"} if bug == "commit-highest" else set())
+
+
+def test_an_input_that_the_broker_took_twice_is_owed_twice(
+    kafka: Cluster, topics: Topics, photographs: list[Path], tmp_path: Path
+) -> None:
+    with Run(kafka, topics, tmp_path) as run, Replica(kafka, topics) as replica:
+        again = next(run.photographs(1, photographs))
+        run.send([again, *run.photographs(9, photographs)])
+        send(kafka, topics.images, [Record(again.value, key=again.key)])  # as a retry that the broker takes for new
+        replica.start().wait_ready()
+        run.healed()
+        assert run.assert_all_promises_kept().inputs == 11
+
+
+def test_an_answer_to_what_the_run_never_sent_is_a_phantom(
+    kafka: Cluster, topics: Topics, photographs: list[Path], tmp_path: Path
+) -> None:
+    with Run(kafka, topics, tmp_path) as run, Replica(kafka, topics) as replica:
+        send(kafka, topics.images, [Record(inline_image("nobody's", photographs[0].read_bytes()))])
+        replica.start().wait_ready()
+        run.healed()
+        with pytest.raises(AssertionError, match=r"phantom.*nobody's"):
+            run.assert_all_promises_kept()
