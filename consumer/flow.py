@@ -19,7 +19,6 @@ Another model may take over between two images (`swap`): each is labelled by the
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -61,6 +60,7 @@ from consumer.stages.intake import ByteBudget
 from consumer.stages.retry import Attempt, Retries
 from consumer.stages.serving import Serving, Servings
 from consumer.stages.shadow import HandOff
+from consumer.workers import Workers
 
 _JOIN_S = 10.0
 _SCHEMA_REGISTRY = "schema-registry"  # its health key, beside those of the stores
@@ -134,11 +134,12 @@ class Flow:
         self._silence = silence
         self._on_outcome = on_outcome
         self._on_crash = on_crash
-        self._decode_pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._sandbox_pool = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
-        self._fetch_pool = ThreadPoolExecutor(fetch_concurrency, thread_name_prefix="fetch")
+        self._decode_pool = Workers(decode_threads, "decode")
+        self._sandbox_pool = Workers(1, "sandbox")
+        self._fetch_pool = Workers(fetch_concurrency, "fetch")
         self._model_thread = threading.Thread(target=self._run_model, name="model", daemon=True)
-        self._batch_changed = threading.Condition()
+        self._batch_changed = threading.Condition(threading.Lock())
+        self._model_waits = False
         self._coming = 0  # images between the decode pool's door and the batcher
         self._closed = False
         self._infer_since_s: float | None = None
@@ -265,9 +266,8 @@ class Flow:
             self._closed = True
             self._batch_changed.notify_all()
         self._budget.close()
-        self._fetch_pool.shutdown(wait=False, cancel_futures=True)
-        self._decode_pool.shutdown(wait=False, cancel_futures=True)
-        self._sandbox_pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._fetch_pool, self._decode_pool, self._sandbox_pool):
+            pool.close()
         self.serving.sandbox.close()
         if self._model_thread.is_alive() and not self._stuck:
             self._model_thread.join(timeout=_JOIN_S)
@@ -358,11 +358,7 @@ class Flow:
 
     def _begin_part(self, job: ImageJob) -> None:
         self._enter_decode_pool()
-        try:
-            self._decode_pool.submit(self._guard, self._part, job)
-        except RuntimeError:  # the pool is shut down: what has not begun is dropped, and was never committed
-            if not self._closed:
-                raise
+        self._decode_pool.submit(self._guard, self._part, job)
 
     def _part(self, job: ImageJob) -> None:
         self._enter_stage(job.delivery, "parse")
@@ -567,9 +563,11 @@ class Flow:
         self._budget.end_fetch(job.delivery)
         self._stage_of[id(job.delivery)] = ("batch", image.ready_s)
         with self._batch_changed:
-            self._batcher.add(image)
-            self._leave_decoding(job.delivery)
-            self._batch_changed.notify_all()
+            look = self._batcher.add(image)
+            if not job.delivery.suspect:
+                self._coming -= 1
+            if self._model_waits and (look or not self._coming):
+                self._batch_changed.notify()
 
     def _decode(self, fetched: FetchedImage) -> DecodedImage:
         """For the model that labels now. Raises what `ports.ImageDecoder` does."""
@@ -675,7 +673,9 @@ class Flow:
                 batch = self._batcher.take(now_s, more_coming=self._coming > 0)
                 if batch is not None:
                     return batch
+                self._model_waits = True
                 self._batch_changed.wait(self._batcher.due_in_s(now_s))
+                self._model_waits = False
         return None
 
     def _infer(self, batch: Batch, serving: Serving) -> None:
@@ -716,7 +716,8 @@ class Flow:
     def _leave_decode_pool(self) -> None:
         with self._batch_changed:
             self._coming -= 1
-            self._batch_changed.notify_all()
+            if self._model_waits and not self._coming:
+                self._batch_changed.notify()  # nothing is on its way that could join those who wait
 
     def _leave_decoding(self, delivery: Delivery) -> None:
         if not delivery.suspect:

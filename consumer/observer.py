@@ -7,7 +7,7 @@ from loguru import logger
 
 from consumer.errors import Retryable
 from consumer.log import rate_limited
-from consumer.messages import Delivery, ImageJob, Labelled, ModelInfo, OneOutcome, Partition, Rejected, Skipped
+from consumer.messages import ImageJob, Labelled, ModelInfo, OneOutcome, Partition, Rejected, Skipped
 from consumer.metrics import Metrics, Stage, SwapResult, SwapState
 from consumer.ports import Clock, CommitResult
 from consumer.stages.dead_letter_limit import Trip
@@ -42,7 +42,6 @@ class Observer:
             self.metrics.image("labelled")
             if self._notebook is not None:
                 self._notebook.labelled(outcome)
-            _at(outcome.delivery).bind(image_id=outcome.job.image_id).debug("labelled")
         elif isinstance(outcome, Rejected):
             name = type(outcome.error).__name__
             self.metrics.image("dead_letter")
@@ -168,7 +167,3 @@ class Observer:
         logger.bind(topic=partition.topic, partition=partition.number).error(
             "offsets {} to {} were deleted before they were read (retention); going on at {}", first, end - 1, end
         )
-
-
-def _at(delivery: Delivery):  # type: ignore[no-untyped-def]  # loguru's Logger exists in its stub only
-    return logger.bind(topic=delivery.partition.topic, partition=delivery.partition.number, offset=delivery.offset)

@@ -44,13 +44,23 @@ class Batcher:
         self._max_bytes = max_bytes
         self._max_wait_s = max_wait_ms / 1000
         self._waiting: deque[DecodedImage] = deque()
+        self._held_bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, image: DecodedImage) -> None:
-        """One more image; `image.ready_s` is when it came."""
-        self._waiting.append(image)
+    def add(self, image: DecodedImage) -> bool:
+        """One more image; `image.ready_s` is when it came. Whether `take` or `due_in_s` may now answer otherwise: only
+        then need a model that waits be woken."""
+        waiting = self._waiting
+        waiting.append(image)
+        self._held_bytes += image.pixels.nbytes
+        return (
+            len(waiting) == 1
+            or len(waiting) >= self._max_size
+            or self._held_bytes >= self._max_bytes
+            or image.serving != waiting[0].serving
+        )
 
     def due_in_s(self, now_s: float) -> float | None:
         """Seconds until age alone closes a batch; None with nothing waiting."""
@@ -76,7 +86,9 @@ class Batcher:
             reason = CloseReason.IDLE
         else:
             return None
-        return Batch(tuple(self._waiting.popleft() for _ in range(count)), reason)
+        images = tuple(self._waiting.popleft() for _ in range(count))
+        self._held_bytes -= sum(image.pixels.nbytes for image in images)
+        return Batch(images, reason)
 
     def _largest(self) -> tuple[int, CloseReason | None]:
         """How many of those waiting go together, and which bound they meet, if any."""

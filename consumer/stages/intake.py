@@ -2,7 +2,8 @@
 
 A pause throws away what librdkafka has fetched ahead, and a resume fetches it again. So a replica that is merely busy
 does not pause: it takes the next message when there is room, many times a second. Partitions pause when a bound holds
-for longer than that, and resume with hysteresis.
+for longer than that, and resume with hysteresis. The same for one that has more than its share in flight: a broker
+hands over many messages of one partition and then many of the next, and so each has all the room in turn.
 """
 
 import threading
@@ -15,7 +16,8 @@ RESUME_AT = 0.75
 """Share of a bound below which partitions resume."""
 
 PAUSE_AFTER_S = 1.0
-"""Seconds for which intake may be full before partitions pause: as long as the group may wait for us to poll."""
+"""Seconds for which intake may be full, or a partition over its share, before partitions pause: as long as the group may
+wait for us to poll."""
 
 
 class ByteBudget:
@@ -28,7 +30,8 @@ class ByteBudget:
         self._reserved = 0
         self._fetching: set[int] = set()
         self._closed = False
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.Lock())
+        self._waiting = 0
 
     @property
     def used_bytes(self) -> int:
@@ -45,7 +48,7 @@ class ByteBudget:
         """All that `owner` holds is gone."""
         with self._changed:
             self._used -= self._held.pop(id(owner), 0)
-            self._changed.notify_all()
+            self._wake()
 
     def drop(self, owner: object, size_bytes: int) -> None:
         """A part of what `owner` holds is gone; nothing where it was released already."""
@@ -56,14 +59,14 @@ class ByteBudget:
             size_bytes = min(size_bytes, held)
             self._held[id(owner)] = held - size_bytes
             self._used -= size_bytes
-            self._changed.notify_all()
+            self._wake()
 
     def reserve(self, size_bytes: int) -> None:
         """Wait until `size_bytes` of pixels fit, or until nobody else decodes: one image larger than what is free is
         then admitted alone, so that no mixture of sizes can stop all decoding."""
         with self._changed:
             while self._reserved and self._used + size_bytes > self.max_bytes:
-                self._changed.wait()
+                self._wait()
             self._reserved += size_bytes
             self._used += size_bytes
 
@@ -72,26 +75,35 @@ class ByteBudget:
         its pixels: fetching must not run ahead of decoding, and a body is admitted alone, whatever else is held."""
         with self._changed:
             while self._fetching - {id(owner)} and self._used >= self.max_bytes and not self._closed:
-                self._changed.wait()
+                self._wait()
             self._fetching.add(id(owner))
 
     def end_fetch(self, owner: object) -> None:
         """Its body became pixels, or never came. Idempotent."""
         with self._changed:
             self._fetching.discard(id(owner))
-            self._changed.notify_all()
+            self._wake()
 
     def close(self) -> None:
         """Nobody waits any more."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self._wake()
 
     def unreserve(self, size_bytes: int) -> None:
         """Give a reservation back."""
         with self._changed:
             self._reserved -= size_bytes
             self._used -= size_bytes
+            self._wake()
+
+    def _wait(self) -> None:
+        self._waiting += 1
+        self._changed.wait()
+        self._waiting -= 1
+
+    def _wake(self) -> None:
+        if self._waiting:  # seldom, and asked several times an image
             self._changed.notify_all()
 
 
@@ -114,6 +126,7 @@ class Intake:
         self._max_uncommitted = max_uncommitted
         self._full = False
         self._full_since_s: float | None = None
+        self._over_share_since_s: dict[Partition, float] = {}
         self._paused: frozenset[Partition] = frozenset()
 
     def room(self, in_flight: int, used_bytes: int) -> bool:
@@ -144,9 +157,8 @@ class Intake:
             self._paused = frozenset(loads)
             return self._paused
         share = self._share(list(loads.values()))
-        self._paused = frozenset(
-            partition for partition, load in loads.items() if self._over(load, share, partition in self._paused)
-        )
+        self._note_shares(loads, share, now_s)
+        self._paused = frozenset(partition for partition, load in loads.items() if self._over(partition, load, now_s))
         return self._paused
 
     def _share(self, loads: Sequence[PartitionLoad]) -> float:
@@ -154,6 +166,19 @@ class Intake:
         busy = sum(load.has_work for load in loads)
         return self._max_messages / max(1, busy)
 
-    def _over(self, load: PartitionLoad, share: float, paused: bool) -> bool:
-        bound = RESUME_AT if paused else 1.0
-        return load.in_flight >= bound * share or load.uncommitted >= bound * self._max_uncommitted
+    def _note_shares(self, loads: Mapping[Partition, PartitionLoad], share: float, now_s: float) -> None:
+        """Since when each partition has more than its share."""
+        over = {
+            partition
+            for partition, load in loads.items()
+            if load.in_flight >= share * (RESUME_AT if partition in self._paused else 1.0)
+        }
+        self._over_share_since_s = {
+            partition: self._over_share_since_s.get(partition, now_s) for partition in loads if partition in over
+        }
+
+    def _over(self, partition: Partition, load: PartitionLoad, now_s: float) -> bool:
+        since_s = self._over_share_since_s.get(partition)
+        if since_s is not None and now_s - since_s >= PAUSE_AFTER_S:
+            return True
+        return load.uncommitted >= self._max_uncommitted * (RESUME_AT if partition in self._paused else 1.0)

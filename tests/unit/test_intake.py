@@ -102,7 +102,6 @@ def decisions() -> _Decisions:
 
 
 def test_a_bound_that_holds_for_a_moment_pauses_nothing(decisions: _Decisions) -> None:
-    assert decisions.decide({A: _load(60), B: _load(40)}) >= {A}
     fresh = _Decisions()
     assert fresh.decide({A: _load(40), B: _load(30)}, used_bytes=2_000) == frozenset()
     assert fresh.decide({A: _load(40), B: _load(30)}, used_bytes=2_000, after_s=PAUSE_AFTER_S / 2) == frozenset()
@@ -124,8 +123,17 @@ def test_with_nothing_in_flight_it_is_never_full_whatever_the_bytes(decisions: _
     assert not decisions.intake.room(100, 0)
 
 
-def test_no_partition_takes_more_than_its_share_while_another_has_work(decisions: _Decisions) -> None:
-    assert decisions.decide({A: _load(50), B: _load(10)}) == {A}
+def test_no_partition_keeps_more_than_its_share_while_another_has_work(decisions: _Decisions) -> None:
+    assert decisions.decide({A: _load(50), B: _load(10)}) == frozenset()
+    assert decisions.decide({A: _load(50), B: _load(10)}, after_s=PAUSE_AFTER_S / 2) == frozenset()
+    assert decisions.decide({A: _load(50), B: _load(10)}, after_s=PAUSE_AFTER_S / 2) == {A}
+
+
+def test_partitions_that_have_more_than_their_share_in_turn_pause_nothing(decisions: _Decisions) -> None:
+    turn = PAUSE_AFTER_S * 0.75
+    for _ in range(3):
+        assert decisions.decide({A: _load(90), B: _load(5)}, after_s=turn) == frozenset()
+        assert decisions.decide({A: _load(5), B: _load(90)}, after_s=turn) == frozenset()
 
 
 def test_alone_it_takes_all(decisions: _Decisions) -> None:
@@ -133,7 +141,8 @@ def test_alone_it_takes_all(decisions: _Decisions) -> None:
 
 
 def test_a_partition_over_its_share_resumes_with_hysteresis(decisions: _Decisions) -> None:
-    decisions.decide({A: _load(50), B: _load(10)})
+    for _ in range(2):
+        decisions.decide({A: _load(50), B: _load(10)})
     assert decisions.decide({A: _load(49), B: _load(10)}) == {A}
     assert decisions.decide({A: _load(37), B: _load(10)}) == frozenset()
 
