@@ -1,6 +1,7 @@
 """Wires ports to adapters: the only module that imports them. Reads like the list of what the service is made of."""
 
 import faulthandler
+import gc
 import os
 import random
 import signal
@@ -442,6 +443,7 @@ class Service:
             Fatal: see `errors`.
         """
         self.flow.start()
+        _settle_heap()
         self._listen_to_signals()
         self._health.attach(self.pipeline, self.flow, self.publisher, self._ports.source)
         if self._swapper is not None:
@@ -471,6 +473,13 @@ class Service:
         # Where everything stood, to stderr, before the default ends the process: see `silence`.
         faulthandler.register(signal.SIGPROF, chain=True)
         signal.signal(signal.SIGUSR1, lambda _number, _frame: self.pipeline.resume())
+
+
+def _settle_heap() -> None:
+    """What a warm service is made of lives as long as it does. The garbage collector would look through all of it (with a
+    model's libraries hundreds of thousands of objects) again and again, while images wait."""
+    gc.collect()
+    gc.freeze()
 
 
 def _limit(settings: Settings) -> DeadLetterLimit:

@@ -31,7 +31,7 @@ class Workers:
     def close(self, *, timeout_s: float = 0.0) -> None:
         """Begin nothing more, and wait so long for what is under way. Idempotent."""
         self._closed = True
-        for thread in self._threads:
+        for _ in self._threads:
             self._work.put(None)
         if timeout_s:
             for thread in self._threads:

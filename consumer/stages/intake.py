@@ -16,8 +16,8 @@ RESUME_AT = 0.75
 """Share of a bound below which partitions resume."""
 
 PAUSE_AFTER_S = 1.0
-"""Seconds for which intake may be full, or a partition over its share, before partitions pause: as long as the group may
-wait for us to poll."""
+"""Seconds for which intake may be full, or a partition over its share, before partitions pause. Intake that is full for
+longer would keep the group waiting for a poll."""
 
 
 class ByteBudget:

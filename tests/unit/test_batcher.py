@@ -99,3 +99,15 @@ def test_padding_is_at_most_a_third_of_a_batch(max_size: int) -> None:
         size = padded(count, sizes)
         assert count <= size <= max_size
         assert 3 * (size - count) <= size
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 1)), max_size=30))
+def test_a_model_that_waits_need_not_look_after_an_image_that_says_so(images: list[tuple[int, int]]) -> None:
+    batcher = _batcher()
+    for size, serving in images:
+        before = batcher.due_in_s(1.0)
+        look = batcher.add(replace(_image(1.0, 3 * size), serving=serving))
+        changed = batcher.due_in_s(1.0) != before
+        while batcher.take(1.0, more_coming=True) is not None:
+            changed = True
+        assert look or not changed

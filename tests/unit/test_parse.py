@@ -1,6 +1,7 @@
 """Every form of input, and every refusal with what to do."""
 
 import base64
+import binascii
 import hashlib
 import io
 import json
@@ -333,3 +334,18 @@ def test_the_parser_takes_exactly_what_the_schema_takes(document: dict[str, obje
         assert not is_valid("image-reference.v1.json", document)
     else:
         assert is_valid("image-reference.v1.json", document)
+
+
+@given(
+    st.text("AZaz09+/=-_ \n\0é", max_size=40) | st.binary(max_size=60).map(lambda raw: base64.b64encode(raw).decode())
+)
+def test_base64_is_as_strict_as_the_standard_library(text: str) -> None:
+    try:
+        expected = binascii.a2b_base64(text, strict_mode=True) if text and len(text) % 4 == 0 else None
+    except ValueError:
+        expected = None
+    try:
+        found = _job(delivery(_reference(uri=..., data=text))).data
+    except MalformedMessage:
+        found = None
+    assert (found or None) == (expected or None)

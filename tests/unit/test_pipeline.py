@@ -411,6 +411,8 @@ def test_what_has_not_begun_at_a_revoke_is_left_to_the_next_owner(rig: Rig) -> N
     rig.cluster.send(A, *[b"1"] * 6)  # two decode, four wait for a thread
     rig.own(A)
     rig.until(lambda: rig.pipeline._ledgers[A].in_flight == 6, "six in flight")
+    taken = rig.pipeline._ledgers[A].unfinished()
+    rig.until(lambda: sum(map(rig.flow.is_decoding, taken)) == 2, "two to decode")
     revoked = rig.source.revoke(A)
     rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.decoder.gate.set()
