@@ -476,8 +476,8 @@ class Service:
 
 
 def _settle_heap() -> None:
-    """What a warm service is made of lives as long as it does. The garbage collector would look through all of it (with a
-    model's libraries hundreds of thousands of objects) again and again, while images wait."""
+    """What a warm service is made of lives as long as it does. The garbage collector would look through all of it, with
+    a model's libraries hundreds of thousands of objects, again and again while images wait."""
     gc.collect()
     gc.freeze()
 
