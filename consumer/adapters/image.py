@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError, features
 
 from consumer.adapters import image_colours as colours
-from consumer.adapters.image_structure import ends_early, jpeg_has_many_scans, refuse_costly, webp_size
+from consumer.adapters.image_structure import ends_early, refuse_costly, webp_size
 from consumer.errors import (
     CorruptImage,
     DecompressionBomb,
@@ -141,14 +141,14 @@ class PillowDecoder:
 
     def measure(self, body: bytes) -> ImageHeader:
         """See the port. Reads the header alone."""
-        with self._opened(body) as image:
+        with self._opened(body) as (image, scans):
             width, height = image.size
-            return ImageHeader(width, height, _name(image), self._decode_bytes(image, body))
+            return ImageHeader(width, height, _name(image), self._decode_bytes(image, body, scans))
 
     def decode(self, body: bytes) -> Decoded:
         """See the port. The pixels are contiguous, and the caller's own."""
         applied: list[str] = []
-        with self._opened(body) as image:
+        with self._opened(body) as (image, _scans):
             stored = image.size
             if getattr(image, "is_animated", False):
                 applied.append("first-frame")
@@ -212,31 +212,32 @@ class PillowDecoder:
         applied.append(f"draft-1/{scale}")
         return stored_width / scale, stored_height / scale
 
-    def _decode_bytes(self, image: Image.Image, body: bytes) -> int:
+    def _decode_bytes(self, image: Image.Image, body: bytes, scans: int) -> int:
         """The most that `decode` holds at once; see tests/contract/test_decode_memory.py."""
         width, height = image.size
         # What is shrunk across and not yet down, 4 bytes a pixel.
         side = max(self._width, self._height)
         between = 4 * min(width, side) * max(height, side)
         copies = 2 * len(body) if image.format in _OTHER_BYTES_A_PIXEL else 0  # these libraries keep the encoded bytes
-        return int(width * height * _bytes_a_pixel(image, body)) + between + copies + _FIXED_BYTES
+        return int(width * height * _bytes_a_pixel(image, scans)) + between + copies + _FIXED_BYTES
 
     @contextmanager
-    def _opened(self, body: bytes) -> Iterator[Image.Image]:
-        """The image with its header read and its size checked; whatever Pillow raises inside is our error."""
+    def _opened(self, body: bytes) -> Iterator[tuple[Image.Image, int]]:
+        """The image with its header read and its size checked, and a JPEG's scans; whatever Pillow raises inside is our
+        error."""
         found = image_format(body)
         if found is None:
             raise NotAnImage(f"{len(body)} bytes that are of no image format known here")
         if found not in self._formats:
             names = ", ".join(self._formats)
             raise UnsupportedFormat(f"the image is {found}, and input.formats allows {names}")
-        refuse_costly(body, found)
+        scans = refuse_costly(body, found)
         if found == "WEBP" and (size := webp_size(body)) is not None:
             self._check_sides(*size)
         try:
             with Image.open(io.BytesIO(body), formats=(found,)) as image:
                 self._check_size(image)
-                yield image
+                yield image, scans
         except InvalidMessage:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -359,11 +360,11 @@ def _depth(image: Image.Image, applied: list[str]) -> tuple[int, bool]:
     return 16, False
 
 
-def _bytes_a_pixel(image: Image.Image, body: bytes) -> float:
+def _bytes_a_pixel(image: Image.Image, scans: int) -> float:
     """Of the image itself, of what its plugin holds beside it, and of the copies that make it ready to be resized."""
     mode, kind = image.mode, image.format
     stored = 1 if mode in {"1", "L", "P"} else 2 if mode.startswith("I;16") else 4
-    return stored + _copied(image) + _held_by_plugin(image, body, stored, str(kind))
+    return stored + _copied(image) + _held_by_plugin(image, scans, stored, str(kind))
 
 
 def _copied(image: Image.Image) -> float:
@@ -377,9 +378,9 @@ def _copied(image: Image.Image) -> float:
     return {"1": 1.0, "I;16B": 6.0, "I;16L": 6.0}.get(mode, 0.0)
 
 
-def _held_by_plugin(image: Image.Image, body: bytes, stored: int, kind: str) -> float:
+def _held_by_plugin(image: Image.Image, scans: int, stored: int, kind: str) -> float:
     if kind in {"JPEG", "MPO"}:
-        if not (image.info.get("progressive") or jpeg_has_many_scans(body)):
+        if not (image.info.get("progressive") or scans > 1):
             return 0
         # Two bytes for each coefficient of the whole image. `layer`: (id, horizontal, vertical sampling, table).
         sampling: list[int] = [across * down for _id, across, down, _table in getattr(image, "layer", ())] or [

@@ -27,6 +27,8 @@ MAX_BMP_RLE_BYTES = 1024 * 1024
 _NOT_FF = re.compile(rb"[^\xff]")
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length: TEM, RSTn, SOI
 _SOS, _EOI, _STRAY = 0xDA, 0xD9, 0x00
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_SEQUENTIAL = frozenset({0xC0, 0xC1})
 # DHT is read by libjpeg alone; of the application segments, Pillow parses 1 (Exif) and 13 (Photoshop).
 _PASSED_OVER = frozenset({0xC4, *range(0xE0, 0xF0)} - {0xE1, 0xED})
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -37,16 +39,19 @@ class _EndsEarly(Exception):
     """A piece reaches past the last byte."""
 
 
-def refuse_costly(body: bytes, kind: str) -> None:
+def refuse_costly(body: bytes, kind: str) -> int:
     """Refuse what would hold up the process in parsing alone; `kind` is Pillow's name of the format.
+
+    Returns:
+        The scans of a JPEG; of more than one, libjpeg holds the coefficients of the whole image. Else 0.
 
     Raises:
         CorruptImage: more pieces than any real image has.
     """
     try:
         if kind == "JPEG":
-            _check_jpeg(body)
-        elif kind == "PNG":
+            return _check_jpeg(body)
+        if kind == "PNG":
             _check_png(body)
         elif kind == "GIF":
             for blocks, _at in enumerate(_gif_pieces(body), start=1):
@@ -58,7 +63,8 @@ def refuse_costly(body: bytes, kind: str) -> None:
         elif kind == "BMP" and _is_run_length_encoded(body):
             _check_count(len(body), MAX_BMP_RLE_BYTES, "bytes of run-length encoding")
     except (_EndsEarly, struct.error):
-        return  # the decoder will say so
+        pass  # the decoder will say so
+    return 0
 
 
 def ends_early(body: bytes, kind: str) -> bool:
@@ -67,11 +73,6 @@ def ends_early(body: bytes, kind: str) -> bool:
         return _WALKS.get(kind, _boxes_end_early)(body)
     except (_EndsEarly, struct.error):
         return True
-
-
-def jpeg_has_many_scans(body: bytes) -> bool:
-    """Whether libjpeg must hold the coefficients of the whole image: a progressive one, or planes one by one."""
-    return _jpeg_scans(body) > 1
 
 
 def webp_size(body: bytes) -> tuple[int, int] | None:
@@ -129,28 +130,32 @@ def _jpeg_ends_early(body: bytes) -> bool:
     return body.find(b"\xff\xd9", end) < 0
 
 
-def _check_jpeg(body: bytes) -> None:
-    stray_bytes = header_bytes = 0
-    for segments, (marker, _start, size) in enumerate(_jpeg_segments(body), start=1):
+def _check_jpeg(body: bytes) -> int:
+    """The scans of the first picture; others may stand behind it."""
+    stray_bytes = header_bytes = planes = scan = 0
+    for segments, (marker, start, size) in enumerate(_jpeg_segments(body), start=1):
         if marker == _STRAY:
             stray_bytes += size
         elif marker not in _PASSED_OVER:
             header_bytes += size
-        _check_count(segments, MAX_JPEG_SEGMENTS, "segments")
-        _check_count(stray_bytes, MAX_PIECES, "stray bytes between segments")
-        _check_count(header_bytes, MAX_JPEG_HEADER_BYTES, "bytes of metadata and tables")
-    _check_count(_jpeg_scans(body), MAX_JPEG_SCANS, "scans")
-
-
-def _jpeg_scans(body: bytes) -> int:
-    """Of the first picture; others may stand behind it."""
-    try:
-        start = next(start for marker, start, _size in _jpeg_segments(body) if marker == _SOS)
-    except (_EndsEarly, StopIteration, struct.error):
+        if segments > MAX_JPEG_SEGMENTS or stray_bytes > MAX_PIECES or header_bytes > MAX_JPEG_HEADER_BYTES:
+            _check_count(segments, MAX_JPEG_SEGMENTS, "segments")
+            _check_count(stray_bytes, MAX_PIECES, "stray bytes between segments")
+            _check_count(header_bytes, MAX_JPEG_HEADER_BYTES, "bytes of metadata and tables")
+        if marker in _FRAMES:
+            planes = body[start + 5] if marker in _SEQUENTIAL and size > 5 and not planes else -1
+        elif marker == _SOS:
+            scan = start
+    if not scan:
         return 0
+    if scan < len(body) and body[scan] == planes:
+        # All planes at once and none in steps: libjpeg reads that scan alone, and takes another one for an error.
+        return 1
     # In a scan's data 0xFF is followed by 0x00 or a restart marker, so this is a marker or stands in a table.
-    end = body.find(b"\xff\xd9", start)
-    return 1 + body.count(b"\xff\xda", start, len(body) if end < 0 else end)
+    end = body.find(b"\xff\xd9", scan)
+    scans = 1 + body.count(b"\xff\xda", scan, len(body) if end < 0 else end)
+    _check_count(scans, MAX_JPEG_SCANS, "scans")
+    return scans
 
 
 # --- PNG: https://www.w3.org/TR/png-3/#5Chunk-layout ------------------------------------------------------------------

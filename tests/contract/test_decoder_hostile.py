@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from consumer.adapters.image import MAX_SIDE, PillowDecoder
-from consumer.adapters.image_structure import webp_size
+from consumer.adapters.image_structure import refuse_costly, webp_size
 from consumer.adapters.thumbnails import thumbnail
 from consumer.errors import CorruptImage, DecompressionBomb, InvalidMessage, TooManyPixels, TruncatedImage
 from tests.contract.test_image_decoder import FORMATS, encode, photograph
@@ -50,6 +50,22 @@ def scans() -> bytes:
     return body[:-2] + bytes.fromhex("ffda0008010100013f10") * (SIZE // 100) + b"\xff\xd9"
 
 
+def plane_by_plane(extra: int = 0) -> bytes:
+    """A sequential JPEG with a scan for each plane, put together from three grey ones; the last scan comes again
+    `extra` times."""
+    grey = [encode(plane, "JPEG") for plane in photograph().convert("YCbCr").split()]
+    frame, scan = grey[0].index(b"\xff\xc0"), grey[0].index(b"\xff\xda")
+    tables_end = frame + 2 + int.from_bytes(grey[0][frame + 2 : frame + 4])
+    planes = b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3))
+    frame_of_three = segment(0xC0, grey[0][frame + 4 : frame + 9] + b"\3" + planes)
+    scans = [
+        segment(0xDA, bytes([1, number, 0, 0, 63, 0])) + each[scan + 10 : -2]
+        for number, each in enumerate(grey, start=1)
+    ]
+    whole = grey[0][:frame] + frame_of_three + grey[0][tables_end:scan] + b"".join(scans)
+    return whole + scans[-1][:10] * extra + b"\xff\xd9"
+
+
 def tiff(*entries: tuple[int, int, int, int], data: bytes = b"", number: int | None = None) -> bytes:
     """Little-endian: (tag, type, count, value or place); what has no entry is 10 x 10 of 8-bit grey in LZW."""
     tags = {256: (4, 1, 10), 257: (4, 1, 10), 258: (3, 1, 8), 259: (3, 1, 5), 262: (3, 1, 1), 277: (3, 1, 1)}
@@ -77,6 +93,7 @@ COSTLY: dict[str, Exhibit] = {
     "many tables": lambda: in_jpeg(segment(0xDB, (b"\0" + b"\1" * 64) * 1000) * (SIZE // 65_000)),
     "many Photoshop resources": lambda: in_jpeg(segment(0xED, b"Photoshop 3.0\0" + b"8BIM" * 16_000) * 40),
     "many scans": scans,
+    "many scans, plane by plane": lambda: plane_by_plane(SIZE // 100),
     "many chunks": lambda: in_png(chunk(b"aaAa", b"") * (SIZE // 12)),
     "many colour profiles": lambda: in_png(chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(1_000_000))) * 2),
     "stray bytes between a GIF's blocks": lambda: in_gif(bytes(SIZE)),
@@ -156,6 +173,30 @@ def test_what_would_hold_up_the_process_in_parsing_is_refused_before(name: str) 
     assert thumbnail(body) is None
     assert type(error) is CorruptImage
     assert "real ones have at most" in str(error)
+
+
+def test_scans_are_counted_where_libjpeg_reads_more_than_one() -> None:
+    for body in (JPEG, encode(photograph().convert("L"), "JPEG")):
+        assert refuse_costly(body, "JPEG") == 1
+    assert refuse_costly(encode(photograph(), "JPEG", progressive=True), "JPEG") > 3
+    assert refuse_costly(plane_by_plane(), "JPEG") == 3
+    assert refuse_costly(plane_by_plane()[:700], "JPEG") <= 1
+
+
+def test_a_jpeg_plane_by_plane_is_decoded_as_one_of_all_planes() -> None:
+    decoder = PillowDecoder((64, 64))
+    one, other = (decoder.decode(body).pixels.astype(int) for body in (plane_by_plane(), JPEG))
+    assert np.abs(one - other).mean() < 3
+    header = PillowDecoder((64, 64)).measure(plane_by_plane())
+    assert header.decode_bytes > decoder.measure(JPEG).decode_bytes  # all coefficients are held
+
+
+def test_further_scans_behind_one_of_all_planes_are_read_by_nobody() -> None:
+    """They are not counted: at the second, which is whole, libjpeg must give up."""
+    scan = JPEG.index(b"\xff\xda")
+    error = refusal(JPEG[:-2] + JPEG[scan:])
+    assert type(error) is CorruptImage
+    assert "broken data stream" in str(error)
 
 
 @pytest.mark.parametrize("name", BOMBS)
