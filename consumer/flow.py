@@ -583,11 +583,12 @@ class Flow:
         self._hold_pixels(job.delivery, serving)
         with self._observer.stage("decode"):
             with self._decoder_for(job.delivery, serving) as decoder:
-                reserved_bytes = decoder.measure(fetched.body).decode_bytes
+                image = decoder.open(fetched.body)
+            reserved_bytes = image.header.decode_bytes
             self._budget.reserve(reserved_bytes)
             try:
-                with self._decoder_for(job.delivery, serving) as decoder:
-                    decoded = decoder.decode(fetched.body)
+                with self._decoder_for(job.delivery, serving):
+                    decoded = image.decode()
             finally:
                 self._budget.unreserve(reserved_bytes)
         self._observer.decoded(job, fetched.body)

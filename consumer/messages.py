@@ -4,6 +4,7 @@ All of it is frozen. Only a `Lease` changes: it is the one word between the thre
 stages, and says whether work for a partition is still wanted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -189,6 +190,15 @@ class Decoded:
     pixels: "npt.NDArray[np.uint8]" = field(repr=False)
     """uint8 [H, W, 3], RGB, H and W being the model's input size."""
     facts: ImageFacts
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedImage:
+    """An image whose header is read, and no more of it."""
+
+    header: ImageHeader
+    decode: Callable[[], Decoded] = field(repr=False)
+    """Makes its pixels: once, on the thread that opened it, as `ports.ImageDecoder.decode` does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from consumer.messages import (
     ImageHeader,
     Lease,
     ModelInfo,
+    OpenedImage,
     OutputRecord,
     Parsed,
     Partition,
@@ -239,6 +240,15 @@ class ImageDecoder(Protocol):
         """
         ...
 
+    def open(self, body: bytes) -> OpenedImage:
+        """What `measure` says, and what then makes the pixels without reading the header again: room for them is
+        reserved between. What is never decoded is dropped.
+
+        Raises:
+            what `measure` raises; so does the image's `decode`.
+        """
+        ...
+
     def decode(self, body: bytes) -> Decoded:
         """uint8 [H, W, 3] RGB at the model's input size, and what was done to get there.
 
@@ -257,6 +267,10 @@ class SandboxedDecoder(ImageDecoder, Protocol):
         DecoderCrashed: the decoder ended, or did not come back in time, on this image alone.
         SandboxFailed: it cannot be started.
         """
+        ...
+
+    def open(self, body: bytes) -> OpenedImage:
+        """See `ImageDecoder` and `measure`."""
         ...
 
     def decode(self, body: bytes) -> Decoded:

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from consumer.messages import (
     ImageJob,
     Lease,
     ModelInfo,
+    OpenedImage,
     OutputRecord,
     Parsed,
     Partition,
@@ -636,6 +638,10 @@ class FakeDecoder:
         if not body.isdigit():
             raise NotAnImage("not a number")
         return ImageHeader(4, 4, "PNG", decode_bytes=4 * 4 * 3)
+
+    def open(self, body: bytes) -> OpenedImage:
+        """See the port."""
+        return OpenedImage(self.measure(body), partial(self.decode, body))
 
     def decode(self, body: bytes) -> Decoded:
         """See the port."""

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from consumer.adapters.image import PillowDecoder
 from consumer.errors import NotAnImage
-from consumer.messages import Decoded, ImageHeader
+from consumer.messages import Decoded, ImageHeader, OpenedImage
 
 _GIB = 1 << 30
 FACTORY = "tests.hostile_decoder:HostileDecoder"
@@ -138,6 +139,10 @@ class HostileDecoder:
         if _mark("lie-format") in body:
             return replace(header, format="JPEG\r\nx: y")
         return header
+
+    def open(self, body: bytes) -> OpenedImage:
+        """See the port."""
+        return OpenedImage(self.measure(body), partial(self.decode, body))
 
     def decode(self, body: bytes) -> Decoded:
         """See the port."""

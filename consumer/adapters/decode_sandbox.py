@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from loguru import logger
 from consumer import errors
 from consumer.adapters.decode_child import FRAME, HEAD_MOST_BYTES
 from consumer.errors import DecoderCrashed, InvalidMessage, SandboxFailed
-from consumer.messages import Decoded, ImageFacts, ImageHeader
+from consumer.messages import Decoded, ImageFacts, ImageHeader, OpenedImage
 
 _START_DEADLINE_S = 60.0
 _REAP_S = 5.0
@@ -77,6 +78,10 @@ class SandboxedDecoder:
             return ImageHeader(**_told_fields(ImageHeader, head["header"]))
         except (KeyError, TypeError, ValueError):
             raise self._not_believed("a header that makes no sense") from None
+
+    def open(self, body: bytes) -> OpenedImage:
+        """See `ports.ImageDecoder.open`. The child is free between, and reads the header again."""
+        return OpenedImage(self.measure(body), partial(self.decode, body))
 
     def decode(self, body: bytes) -> Decoded:
         """See `ports.ImageDecoder.decode`. Raises also `DecoderCrashed` and `SandboxFailed`."""

@@ -16,8 +16,9 @@ import importlib
 import io
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +38,7 @@ from consumer.errors import (
     UnsupportedFormat,
 )
 from consumer.image_formats import image_format
-from consumer.messages import Decoded, ImageFacts, ImageHeader
+from consumer.messages import Decoded, ImageFacts, ImageHeader, OpenedImage
 
 Resize = Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
 
@@ -141,48 +142,70 @@ class PillowDecoder:
 
     def measure(self, body: bytes) -> ImageHeader:
         """See the port. Reads the header alone."""
-        with self._opened(body) as (image, scans):
-            width, height = image.size
-            return ImageHeader(width, height, _name(image), self._decode_bytes(image, body, scans))
+        image, header = self._opened(body)
+        image.close()
+        return header
+
+    def open(self, body: bytes) -> OpenedImage:
+        """See the port."""
+        image, header = self._opened(body)
+        if image.format in _OTHER_BYTES_A_PIXEL:  # opened, these hold memory already: nothing while room is waited for
+            image.close()
+            return OpenedImage(header, partial(self.decode, body))
+        return OpenedImage(header, partial(self._decoded, image, body))
 
     def decode(self, body: bytes) -> Decoded:
         """See the port. The pixels are contiguous, and the caller's own."""
+        image, _header = self._opened(body)
+        return self._decoded(image, body)
+
+    def _decoded(self, image: Image.Image, body: bytes) -> Decoded:
+        """What is opened; it lets go of all its pixels then, whoever still holds it."""
+        try:
+            return self._shrunk(image, body)
+        except InvalidMessage:
+            raise
+        except Exception as error:
+            raise self._verdict(error, body) from error
+        finally:
+            image.close()
+
+    def _shrunk(self, image: Image.Image, body: bytes) -> Decoded:
         applied: list[str] = []
-        with self._opened(body) as (image, _scans):
-            stored = image.size
-            if getattr(image, "is_animated", False):
-                applied.append("first-frame")
-            turned = _turned_by_pillow(image)
-            size = self._scale(image, applied) if self._jpeg_scaled else stored
-            bits, inverted = _depth(image, applied)
-            image.load()
-            self._check_size(image)  # a file may say another size once it is read
-            orientation = 1 if turned else _orientation(image)
-            full = colours.resizable(image, applied)
-            samples = (0.0, 0.0)
-            if full.mode == "F":
-                full, samples = colours.finite(full)
-            target = self._target(orientation)
-            small = colours.shrunk(full, target, self._filter, self._box(size, *target))
-            small = colours.eight_bit(small, applied, bits=bits, inverted=inverted, samples=samples)
-            if orientation in _UPRIGHT:
-                small = small.transpose(_UPRIGHT[orientation])
-            if turned or orientation in _UPRIGHT:
-                applied.append("exif-orientation")
-            profile = image.info.get("icc_profile") if self._icc else None
-            small = colours.rgb(small, applied, background=self._background, profile=profile)
-            width, height = (stored[1], stored[0]) if orientation in _SIDEWAYS else stored
-            return Decoded(
-                pixels=np.array(small, dtype=np.uint8),
-                facts=ImageFacts(
-                    width=width,
-                    height=height,
-                    format=_name(image),
-                    sha256=hashlib.sha256(body).hexdigest(),
-                    size_bytes=len(body),
-                    applied=tuple(applied),
-                ),
-            )
+        stored = image.size
+        if getattr(image, "is_animated", False):
+            applied.append("first-frame")
+        turned = _turned_by_pillow(image)
+        size = self._scale(image, applied) if self._jpeg_scaled else stored
+        bits, inverted = _depth(image, applied)
+        image.load()
+        self._check_size(image)  # a file may say another size once it is read
+        orientation = 1 if turned else _orientation(image)
+        full = colours.resizable(image, applied)
+        samples = (0.0, 0.0)
+        if full.mode == "F":
+            full, samples = colours.finite(full)
+        target = self._target(orientation)
+        small = colours.shrunk(full, target, self._filter, self._box(size, *target))
+        small = colours.eight_bit(small, applied, bits=bits, inverted=inverted, samples=samples)
+        if orientation in _UPRIGHT:
+            small = small.transpose(_UPRIGHT[orientation])
+        if turned or orientation in _UPRIGHT:
+            applied.append("exif-orientation")
+        profile = image.info.get("icc_profile") if self._icc else None
+        small = colours.rgb(small, applied, background=self._background, profile=profile)
+        width, height = (stored[1], stored[0]) if orientation in _SIDEWAYS else stored
+        return Decoded(
+            pixels=np.array(small, dtype=np.uint8),
+            facts=ImageFacts(
+                width=width,
+                height=height,
+                format=_name(image),
+                sha256=hashlib.sha256(body).hexdigest(),
+                size_bytes=len(body),
+                applied=tuple(applied),
+            ),
+        )
 
     def _target(self, orientation: int) -> tuple[int, int]:
         """Width and height to shrink to, before the image is turned."""
@@ -221,10 +244,8 @@ class PillowDecoder:
         copies = 2 * len(body) if image.format in _OTHER_BYTES_A_PIXEL else 0  # these libraries keep the encoded bytes
         return int(width * height * _bytes_a_pixel(image, scans)) + between + copies + _FIXED_BYTES
 
-    @contextmanager
-    def _opened(self, body: bytes) -> Iterator[tuple[Image.Image, int]]:
-        """The image with its header read and its size checked, and a JPEG's scans; whatever Pillow raises inside is our
-        error."""
+    def _opened(self, body: bytes) -> tuple[Image.Image, ImageHeader]:
+        """The image with its header read and its size checked; whatever Pillow raises is our error."""
         found = image_format(body)
         if found is None:
             raise NotAnImage(f"{len(body)} bytes that are of no image format known here")
@@ -235,18 +256,23 @@ class PillowDecoder:
         if found == "WEBP" and (size := webp_size(body)) is not None:
             self._check_sides(*size)
         try:
-            with Image.open(io.BytesIO(body), formats=(found,)) as image:
-                self._check_size(image)
-                yield image, scans
+            image = Image.open(io.BytesIO(body), formats=(found,))
+            self._check_size(image)
+            width, height = image.size
+            return image, ImageHeader(width, height, _name(image), self._decode_bytes(image, body, scans))
         except InvalidMessage:
             raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
-            raise TooManyPixels(
-                f"the image needs too much memory, and input.max_pixels allows {self._max_pixels}: {_one_line(error)}"
-            ) from error
         except Exception as error:
-            # Pillow's plugins raise nearly anything on broken bytes, from struct.error to RecursionError.
-            raise _broken(error, body, found) from error
+            raise self._verdict(error, body) from error
+
+    def _verdict(self, error: Exception, body: bytes) -> InvalidMessage:
+        """Our error for what Pillow raised: its plugins raise nearly anything on broken bytes, from struct.error to
+        RecursionError."""
+        if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)):
+            return TooManyPixels(
+                f"the image needs too much memory, and input.max_pixels allows {self._max_pixels}: {_one_line(error)}"
+            )
+        return _broken(error, body, image_format(body) or "")
 
     def _check_size(self, image: Image.Image) -> None:
         self._check_sides(*image.size)

@@ -1,8 +1,10 @@
 """Decodes one image of each kind in a process of its own, and prints what it took. test_decode_memory.py starts it.
 
-Each line: the kind, the bytes that `measure` declared, the bytes by which resident memory rose in measuring, and then.
+Each line: the kind, the bytes of the body, those that its header says decoding takes, those by which resident memory
+rose in opening, in decoding, and those that are left of them while what was opened is still held.
 """
 
+import ctypes
 import os
 import sys
 import tempfile
@@ -59,6 +61,12 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
+def left(before: int) -> int:
+    """Bytes over those before that are not free, free ones having gone back to the system."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return status("VmRSS") - before
+
+
 def in_a_child(work: Callable[[], None]) -> None:
     """So that this process stays small, and each peak is of one image alone."""
     sys.stdout.flush()
@@ -79,10 +87,10 @@ def main() -> None:
     def decode(name: str) -> None:
         body = path.read_bytes()
         before = status("VmRSS")
-        declared = decoder.measure(body).decode_bytes
-        measured = status("VmHWM") - before
-        decoder.decode(body)
-        print(name, len(body), declared, measured, status("VmHWM") - before, sep="\t")
+        image = decoder.open(body)
+        opened = status("VmHWM") - before
+        image.decode()
+        print(name, len(body), image.header.decode_bytes, opened, status("VmHWM") - before, left(before), sep="\t")
 
     for kind, mode, options in KINDS:
         in_a_child(lambda kind=kind, mode=mode, options=options: write(path, kind, mode, options))  # type: ignore[misc]

@@ -134,6 +134,32 @@ def test_the_facts_of_every_format_are_read_from_its_header(decoder: ImageDecode
     assert facts.applied == (("palette-to-rgb",) if kind == "GIF" else ())
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_opened_image_says_what_measuring_says_and_becomes_what_decoding_makes(
+    decoder: ImageDecoder, kind: str
+) -> None:
+    body = encode(photograph(), kind)
+    image, another = decoder.open(body), decoder.open(encode(photograph("camera"), kind))
+    assert image.header == decoder.measure(body)
+    assert another.header != image.header
+    decoded, expected = image.decode(), decoder.decode(body)
+    assert np.array_equal(decoded.pixels, expected.pixels)
+    assert decoded.facts == expected.facts
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_image_that_is_cut_short_is_refused_alike_where_it_was_opened_first(
+    decoder: ImageDecoder, kind: str
+) -> None:
+    body = encode(photograph(), kind)
+    cut = body[: len(body) // 2]
+    with pytest.raises(TruncatedImage) as expected:
+        decoder.decode(cut)
+    with pytest.raises(TruncatedImage) as refused:
+        decoder.open(cut).decode()
+    assert str(refused.value) == str(expected.value)
+
+
 @pytest.mark.parametrize("name", ["camera", "chelsea", "coffee", "rocket"])
 def test_a_plain_photograph_is_exactly_what_a_plain_script_sees(make: Make, name: str) -> None:
     body = (PHOTOGRAPHS / f"{name}.jpg").read_bytes()
