@@ -101,23 +101,28 @@ def _check_count(count: int, most: int, what: str) -> None:
 
 def _jpeg_segments(body: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start of the payload, its size) up to the first scan; marker 0 for bytes that belong to none."""
-    at = 2
+    at, end = 2, len(body)
     while True:
-        found = body.find(b"\xff", at)
-        after = _NOT_FF.search(body, found) if found >= 0 else None
-        if after is None:
-            raise _EndsEarly
-        marker, stray = body[after.start()], after.start() - 1 - at
-        if stray:
-            yield _STRAY, at, stray
-        at = after.end()
+        # Nearly always one piece follows the other.
+        if at + 1 < end and body[at] == 0xFF and body[at + 1] != 0xFF:
+            marker = body[at + 1]
+            at += 2
+        else:
+            found = body.find(b"\xff", at)
+            after = _NOT_FF.search(body, found) if found >= 0 else None
+            if after is None:
+                raise _EndsEarly
+            marker, stray = body[after.start()], after.start() - 1 - at
+            if stray:
+                yield _STRAY, at, stray
+            at = after.end()
         if marker == _STRAY or marker in _ALONE:
             yield marker, at, 0
         elif marker == _EOI:
             return
         else:
-            size = int(struct.unpack_from(">H", body, at)[0])
-            if size < 2 or at + size > len(body):
+            size = body[at] << 8 | body[at + 1] if at + 1 < end else 0
+            if size < 2 or at + size > end:
                 raise _EndsEarly
             yield marker, at + 2, size - 2
             at += size
