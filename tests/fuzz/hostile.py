@@ -354,8 +354,7 @@ class Messages:
             return "ReferenceRefused"
         try:
             verify(entry, entry.data, max_bytes=MAX_IMAGE_BYTES)
-            self._decoder.measure(entry.data)
-            self._decoder.decode(entry.data)
+            self._decoder.open(entry.data).decode()
         except InvalidMessage as error:
             return type(error).__name__
         return None

@@ -61,8 +61,9 @@ class Target:
                 return "skipped" if isinstance(job, Skipped) else "several"
             if job.data is None:
                 return "referenced"
-            self.declared_bytes = decoder.measure(job.data).decode_bytes
-            decoded = decoder.decode(job.data)
+            image = decoder.open(job.data)
+            self.declared_bytes = image.header.decode_bytes
+            decoded = image.decode()
         except InvalidMessage as error:
             if "\n" in str(error) or len(str(error)) > 2000:
                 raise AssertionError(f"an error that is no line: {error!r}") from error
