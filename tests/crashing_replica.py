@@ -26,7 +26,7 @@ from typing import Any
 
 from consumer.bootstrap import Ports
 from consumer.errors import Fatal
-from consumer.messages import CommitPoint, Delivery, Partition
+from consumer.messages import CommitPoint, Delivery, OpenedImage, Partition
 from consumer.service import end_service, run_service
 from consumer.settings import load
 
@@ -113,6 +113,10 @@ def with_crash_points(ports: Ports) -> Ports:
         crash.passed("predicted")
         return scores
 
+    def opened(body: bytes) -> OpenedImage:
+        image = decoder.open(body)
+        return replace(image, decode=after(image.decode, at("decoded")))
+
     source: Any = ports.source
     if os.environ.get("OUZEL_TEST_BUG") == "commit-taken":
         source = _committing_what_was_taken(source)
@@ -126,7 +130,7 @@ def with_crash_points(ports: Ports) -> Ports:
         stores=[wrapped(store, fetch=after(store.fetch, at("fetched"))) for store in ports.stores],
         model=replace(
             ports.model,
-            decoder=wrapped(decoder, decode=after(decoder.decode, at("decoded"))),
+            decoder=wrapped(decoder, open=opened),
             runtime=wrapped(runtime, infer=infer),
         ),
     )

@@ -27,7 +27,7 @@ import numpy as np
 
 from consumer.bootstrap import Ports
 from consumer.errors import Fatal, ImageNotFound, StoreUnavailable
-from consumer.messages import StoredImage, StoredVersion
+from consumer.messages import Decoded, OpenedImage, StoredImage, StoredVersion
 from consumer.ports import ImageStore
 from consumer.service import end_service, run_service
 from consumer.settings import load
@@ -90,11 +90,16 @@ def with_faults(ports: Ports) -> Ports:
     decoder, runtime = ports.model.decoder, ports.model.runtime
     slow_s = float(os.environ.get("OUZEL_TEST_SLOW_MODEL_S", "0"))
 
-    def decode(body: bytes) -> Any:
-        decoded = decoder.decode(body)
-        if _is(decoded.pixels, "yellow"):
-            raise ZeroDivisionError("the seeded defect")
-        return decoded
+    def opened(body: bytes) -> OpenedImage:
+        image = decoder.open(body)
+
+        def decode() -> Decoded:
+            decoded = image.decode()
+            if _is(decoded.pixels, "yellow"):
+                raise ZeroDivisionError("the seeded defect")
+            return decoded
+
+        return replace(image, decode=decode)
 
     def infer(pixels: Any) -> Any:
         time.sleep(slow_s)
@@ -111,7 +116,7 @@ def with_faults(ports: Ports) -> Ports:
     folder = os.environ.get("OUZEL_TEST_STORE")
     if folder is not None:
         stores = [*stores, ToldStore(Path(folder))]
-    model = replace(ports.model, decoder=wrapped(decoder, decode=decode), runtime=wrapped(runtime, infer=infer))
+    model = replace(ports.model, decoder=wrapped(decoder, open=opened), runtime=wrapped(runtime, infer=infer))
     return replace(ports, stores=stores, model=model)
 
 
