@@ -6,7 +6,20 @@ from typing import Annotated
 import typer
 
 from consumer import __version__
-from consumer.commands import classify, dlq, doctor, model, offsets, run, schemas, send, settings_command, tail, topics
+from consumer.commands import (
+    bench,
+    classify,
+    dlq,
+    doctor,
+    model,
+    offsets,
+    run,
+    schemas,
+    send,
+    settings_command,
+    tail,
+    topics,
+)
 from consumer.commands.demo import demo
 
 _HELP = """
@@ -66,6 +79,7 @@ app.command("send")(send.send)
 app.command("tail")(tail.tail)
 app.command("classify")(classify.classify)
 app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 app.command("settings")(settings_command.settings)
 app.add_typer(model.app, name="model")
 app.add_typer(topics.app, name="topics")

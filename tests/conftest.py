@@ -69,9 +69,10 @@ def _or_skip(make: Callable[[], KafkaBroker]) -> KafkaBroker:
     try:
         return make()
     except KafkaUnavailable as error:
-        if str(error) not in _missing_kafka:
-            _missing_kafka.append(str(error))
-        pytest.skip(f"no Kafka: {error}")
+        why = f"{error}: {error.remedy}, in OUZEL_TEST_BOOTSTRAP_SERVERS"
+        if why not in _missing_kafka:
+            _missing_kafka.append(why)
+        pytest.skip(f"no Kafka: {why}")
 
 
 @pytest.fixture(scope="session")

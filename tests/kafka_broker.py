@@ -1,17 +1,15 @@
-"""A real Apache Kafka from jars, for tests and benchmarks. Maven fetches it once into `.kafka/`.
+"""A real Apache Kafka from jars, for tests and benchmarks. Maven fetches it once into `.kafka/` (`bench.kafka_jars`).
 
 `Cluster` is any Kafka that is reached by its address; `KafkaBroker` is one node of our own that can be stopped,
 killed and paused.
 """
 
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -31,12 +29,13 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from consumer.bench.kafka_jars import KAFKA_VERSION, RESOURCES, KafkaUnavailable, fetch_jars, find_java
 from tests.kafka_doors import PROTOCOLS, SCRAM_PASSWORD, Door, Doors
 from tests.processes import free_port, start_process, tail, wait_until
 
-KAFKA_VERSION = "4.4.0"
-_REPOSITORY = Path(__file__).resolve().parent.parent
-_HERE = Path(__file__).resolve().parent / "kafka"
+__all__ = ["KAFKA_VERSION", "Cluster", "KafkaBroker", "KafkaUnavailable", "find_java"]
+
+_JARS = Path(__file__).resolve().parent.parent / ".kafka"
 _STORAGE_ID = "4L6g3nShT-eMCtK--X86sw"  # any base64 UUID will do
 
 # Single node, as small and as quick as it gets. Fixed facts: Apache Kafka 4.4's own configuration names.
@@ -87,76 +86,6 @@ _SECURE_PROPERTIES = {
     "allow.everyone.if.no.acl.found": "false",
 }
 _HEAP_OPTIONS = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
-
-
-class KafkaUnavailable(Exception):
-    """No Kafka can be had here; the message says what to install."""
-
-
-def find_java() -> str:
-    """The `java` to use.
-
-    Raises:
-        KafkaUnavailable: there is none.
-    """
-    home = os.environ.get("JAVA_HOME")
-    java = shutil.which("java", path=str(Path(home) / "bin")) if home else shutil.which("java")
-    if java is None:
-        raise KafkaUnavailable("no Java: install a JRE, version 17 or later, or set OUZEL_TEST_BOOTSTRAP_SERVERS")
-    return java
-
-
-def fetch_jars() -> Path:
-    """The folder of Kafka's jars; Maven fetches them at the first call (45 jars, 43 MB, about 10 s).
-
-    Raises:
-        KafkaUnavailable: they are not here and Maven is missing or fails.
-    """
-    jars = _REPOSITORY / ".kafka" / KAFKA_VERSION
-    if jars.is_dir():
-        return jars
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise KafkaUnavailable("no Maven: install `mvn`, or set OUZEL_TEST_BOOTSTRAP_SERVERS")
-    jars.parent.mkdir(exist_ok=True)
-    # One at a time: test processes start side by side.
-    with (jars.parent / "fetching.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not jars.is_dir():
-            sys.stderr.write(f"Fetching Apache Kafka {KAFKA_VERSION} by Maven into .kafka/ (43 MB, once)\n")
-            _fetch_jars_to(jars, maven)
-    return jars
-
-
-def _fetch_jars_to(jars: Path, maven: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="fetching-", dir=jars.parent) as scratch:
-        fetched = Path(scratch) / "libs"
-        answer = subprocess.run(
-            [
-                *(maven, "-q", "-B", "--strict-checksums", "-f", str(_HERE / "pom.xml")),
-                "dependency:copy-dependencies",
-                # A local repository of its own: what an interrupted Maven left in the user's does not come along.
-                *("-DincludeScope=runtime", f"-DoutputDirectory={fetched}", f"-Dmaven.repo.local={scratch}/m2"),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        if answer.returncode != 0:
-            raise KafkaUnavailable(f"Maven could not fetch Apache Kafka:\n{(answer.stdout + answer.stderr)[-2000:]}")
-        for jar in fetched.glob("*.jar"):
-            if not _is_whole(jar):
-                raise KafkaUnavailable(f"Maven fetched {jar.name}, and it is not whole: try again")
-        fetched.rename(jars)  # complete or not there at all
-
-
-def _is_whole(jar: Path) -> bool:
-    try:
-        with zipfile.ZipFile(jar) as archive:
-            return archive.testzip() is None
-    except zipfile.BadZipFile:
-        return False
 
 
 class Cluster:
@@ -240,7 +169,7 @@ class KafkaBroker(Cluster):
         self.secure = secure
         self.port = free_port()
         self._java = find_java()
-        self._jars = fetch_jars()
+        self._jars = fetch_jars(_JARS, say=lambda text: print(text, file=sys.stderr))
         self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-"))
         self.log_path = self._directory / "broker.log"
         self.doors = Doors.made(self._directory / "certificates") if secure else None
@@ -308,7 +237,7 @@ class KafkaBroker(Cluster):
         path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
 
     def _java_command(self, *arguments: str) -> list[str]:
-        logging = f"-Dlog4j2.configurationFile={_HERE / 'log4j2.xml'}"
+        logging = f"-Dlog4j2.configurationFile={RESOURCES / 'log4j2.xml'}"
         return [self._java, *_HEAP_OPTIONS, logging, "-cp", f"{self._jars}/*", *arguments]
 
     @property

@@ -12,7 +12,8 @@ from consumer.errors import Fatal
 
 
 class Child:
-    """`python ARGUMENTS` with its stderr in a file. A context manager: leaving it stops the process and waits."""
+    """`PROGRAM ARGUMENTS` (Python where none is named), its stderr in a file. A context manager: leaving it stops the
+    process and waits."""
 
     def __init__(
         self,
@@ -24,6 +25,7 @@ class Child:
         working_folder: Path | None = None,
         stop_within_s: float = 5.0,
         read_stdout: bool = False,
+        program: str = sys.executable,
     ) -> None:
         """Start it. `stop_within_s` is how long it may take to end before it is killed."""
         self.name = name
@@ -35,7 +37,7 @@ class Child:
             # A process group of its own: Ctrl-C in the terminal reaches the demo alone, which then stops its children
             # in the right order.
             self.process = subprocess.Popen(  # noqa: S603  (a program of ours, and no shell)
-                [sys.executable, "-m", "consumer.demo.tether", str(os.getpid()), *arguments],
+                [sys.executable, "-m", "consumer.demo.tether", str(os.getpid()), program, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if read_stdout else sink,
                 stderr=sink,

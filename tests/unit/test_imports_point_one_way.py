@@ -47,6 +47,7 @@ HEIGHTS = {
     "consumer.service": 8,
     "consumer.console": 8,
     "consumer.demo": 9,
+    "consumer.bench": 9,
     "consumer.commands": 9,
     "consumer.cli": 10,
     "consumer.__main__": 11,
@@ -69,6 +70,7 @@ WIRES = (
     "consumer.service",
     "consumer.commands",
     "consumer.demo",
+    "consumer.bench",
     "consumer.adapters",
 )
 """Who may import adapters: who wires them, and the commands that are a thin face of one."""
@@ -77,6 +79,8 @@ READ_THE_ENVIRONMENT = {
     "consumer.settings": "it is the one that does",
     "consumer.bootstrap_model": "XDG_CACHE_HOME: where this user's caches are is no setting of ours",
     "consumer.demo.service": "hands its own environment on to its child",
+    "consumer.bench.children": "hands its own environment on to its children",
+    "consumer.bench.kafka_jars": "JAVA_HOME: which Java runs a broker is no setting of ours",
     "consumer.adapters.child_start": "hands the little on to its child that W&B's client needs of it",
 }
 

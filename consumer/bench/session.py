@@ -1,0 +1,546 @@
+"""A whole run: broker, workload, rounds of terms, bare loop and service in turn, then latency by load."""
+
+import math
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from consumer.adapters.bench_clients import Topics, fill
+from consumer.bench.broker import (
+    EMBEDDED_BYTES,
+    Broker,
+    create_topics,
+    embedded_broker,
+    given_broker,
+    kafka_broker,
+)
+from consumer.bench.children import Asked, asked
+from consumer.bench.latency import Level, Load
+from consumer.bench.open_loop import LOADS
+from consumer.bench.roofline import Part, Terms, Window, account, cheapest_batch, roofline
+from consumer.bench.service_run import BacklogRun, Names, run_backlog, running_service
+from consumer.bench.stages import Measured
+from consumer.bench.usage import check_extra
+from consumer.bench.workload import FORMS, SIZES_MP, Form, Workload, make_workload, records
+from consumer.kafka_properties import client_properties, consumer_properties, producer_properties
+from consumer.settings import Settings, load_with_sources
+
+_FEWEST = 200
+_MOST_BYTES = 2_000_000_000
+_PROBE_S = 0.3
+_LOOKS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked for."""
+
+    images: Path | None = None
+    megapixels: float = 0.3
+    form: Form = "raw"
+    rounds: int = 3
+    seconds: float = 10.0
+    """About how long the service works in each round, and each load lasts."""
+    stage_seconds: float = 0.5
+    """Of each term in each round."""
+    messages: int | None = None
+    """None: as many as the roofline does in `seconds`."""
+    sizes: Sequence[float] = SIZES_MP
+    loads: Sequence[float] = LOADS
+    """None of them: no latency is measured."""
+    latency_rounds: int = 2
+    bootstrap_servers: str = ""
+    broker_pid: int | None = None
+    embedded: bool = False
+    jars: Path = field(default=Path(".kafka"))
+    """Where Apache Kafka's jars are, or go."""
+
+
+QUICK = Plan(rounds=2, seconds=2.5, stage_seconds=0.12, latency_rounds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was measured, on what, with what."""
+
+    model: Mapping[str, Any]
+    decode_threads: int
+    model_threads: int
+    batch_sizes: Sequence[int]
+    event_bytes: int
+    workload: str
+    megapixels: float
+    form: Form
+    image_bytes: float
+    """Of one image, on average."""
+    messages: int
+    partitions: int
+    broker: str
+    broker_kind: str
+    broker_cpu_known: bool
+    max_wait_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageTerms:
+    """One round's terms, each alone."""
+
+    fetch: Mapping[str, Measured]
+    """By form."""
+    decode: Mapping[float, Measured]
+    """By megapixels."""
+    infer: Mapping[int, Measured]
+    """By batch size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Terms, bare loop and service, one after the other."""
+
+    stages: StageTerms
+    bare_images: int
+    bare_cpu_ms: float
+    terms: Terms
+    window: Window
+    roofline: float
+    """Images/s."""
+    ratio: float
+    """Achieved over roofline."""
+    ratio_less_others: float | None
+    """The same with what other processes on the machine used taken off `C` too; None where that is not known. On a
+    machine that is not quiet this is the one to look at."""
+    parts: Sequence[Part]
+    peak_rss_bytes: int
+    mean_batch: float
+    first_event_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyRound:
+    """Every load once, and a bare round trip at the rate of the third quarter."""
+
+    levels: Sequence[Level]
+    round_trip: Level
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Everything."""
+
+    plan: Plan
+    facts: Facts
+    rounds: Sequence[Round]
+    latency: Sequence[LatencyRound]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Where progress goes."""
+
+    say: Callable[[str], None] = lambda _text: None
+    bar: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] | None = None
+    """A bar for a part of so many images; yields what is told how many are done."""
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar where there are bars."""
+        if self.bar is None:
+            yield lambda _done: None
+            return
+        with self.bar(what, total) as done:
+            yield done
+
+
+@dataclass(frozen=True, slots=True)
+class TopicNames:
+    """All topics of a run."""
+
+    prefix: str
+
+    @property
+    def images(self) -> str:
+        """The backlog: filled once, read by every round under another group."""
+        return f"{self.prefix}-images"
+
+    @property
+    def latency(self) -> str:
+        """Where loads go."""
+        return f"{self.prefix}-latency"
+
+    @property
+    def letters(self) -> str:
+        """Nothing should come here."""
+        return f"{self.prefix}-letters"
+
+    @property
+    def echo(self) -> str:
+        """Of the bare round trip."""
+        return f"{self.prefix}-echo"
+
+    def bare(self, number: int) -> str:
+        """The bare loop's output in a round."""
+        return f"{self.prefix}-bare-{number}"
+
+    def output(self, part: str) -> str:
+        """The service's output."""
+        return f"{self.prefix}-predictions-{part}"
+
+    def all(self, plan: Plan) -> list[str]:
+        """Every topic that the plan needs."""
+        rounds = range(plan.rounds)
+        by_round = [name for number in rounds for name in (self.bare(number), self.output(str(number)))]
+        of_latency = [self.latency, self.echo, self.output("latency")] if plan.loads else []
+        return [self.images, self.letters, *by_round, *of_latency]
+
+    def of_service(self, part: str, *, input_topic: str) -> Names:
+        """A run of the service."""
+        return Names(input_topic, self.output(part), self.letters, f"{self.prefix}-{part}")
+
+
+def bench(plan: Plan, settings_file: Path | None, told: Told) -> Result:
+    """Measure it all; whatever was started is gone when it returns or raises.
+
+    Raises:
+        SettingsError: an extra is missing, or the images cannot be used.
+        Fatal: broker, model or service do not come up, or end on the way.
+        CommandRefused: images became dead letters.
+    """
+    check_extra()
+    names = TopicNames(f"ouzel-bench-{uuid.uuid4().hex[:8]}")
+    with tempfile.TemporaryDirectory(prefix="ouzel-bench-") as scratch:
+        folder = Path(scratch)
+        told.say("preparing the images")
+        workload = make_workload(plan.images, folder / "images", megapixels=plan.megapixels, sizes=plan.sizes)
+        with _broker(plan, names, folder, told) as broker:
+            overrides = dict(broker.overrides)
+            if plan.form == "reference":
+                overrides["stores.file.roots"] = f'["{workload.folder.resolve()}"]'
+            overrides_for_stages = overrides | {"stores.file.roots": f'["{workload.folder.resolve()}"]'}
+            settings = load_with_sources(settings_file, _typed(overrides))[0]
+            topics = Topics(client_properties(settings.kafka, "admin"))
+            if broker.kind != "embedded":
+                create_topics(settings.kafka, dict.fromkeys(names.all(plan), settings.topics.partitions))
+            arguments = [str(workload.folder), f"{plan.megapixels:g}", *([str(settings_file)] if settings_file else [])]
+            try:
+                with asked(
+                    "stages",
+                    "consumer.bench.stage_process",
+                    arguments,
+                    log=folder / "stages.log",
+                    overrides=overrides_for_stages,
+                ) as stages:
+                    session = _Session(
+                        plan=plan,
+                        settings=settings,
+                        settings_file=settings_file,
+                        overrides=overrides,
+                        names=names,
+                        topics=topics,
+                        broker=broker,
+                        workload=workload,
+                        folder=folder,
+                        stages=stages,
+                        told=told,
+                    )
+                    return session.run()
+            finally:
+                if broker.kind == "given":
+                    topics.delete(names.all(plan))
+
+
+def _typed(overrides: Mapping[str, str]) -> dict[str, Any]:
+    """As values of settings: lists are no text there."""
+    import orjson
+
+    return {key: orjson.loads(value) if value.startswith("[") else value for key, value in overrides.items()}
+
+
+@contextmanager
+def _broker(plan: Plan, names: TopicNames, folder: Path, told: Told) -> Iterator[Broker]:
+    if plan.bootstrap_servers:
+        opened: AbstractContextManager[Broker] = given_broker(plan.bootstrap_servers, plan.broker_pid)
+    elif plan.embedded:
+        opened = embedded_broker(folder, names.all(plan))
+    else:
+        opened = kafka_broker(folder, plan.jars, told.say)
+    with opened as broker:
+        yield broker
+
+
+class _Session:
+    """The run, once everything is there."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        settings: Settings,
+        settings_file: Path | None,
+        overrides: Mapping[str, str],
+        names: TopicNames,
+        topics: Topics,
+        broker: Broker,
+        workload: Workload,
+        folder: Path,
+        stages: Asked,
+        told: Told,
+    ) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._settings_file = settings_file
+        self._overrides = overrides
+        self._names = names
+        self._topics = topics
+        self._broker = broker
+        self._workload = workload
+        self._folder = folder
+        self._stages = stages
+        self._told = told
+        self._event: Mapping[str, Any] = {}
+        self._batch_sizes: list[int] = []
+        self._expected = 1.0
+        self._count = 0
+
+    def run(self) -> Result:
+        """All rounds."""
+        self._told.say("loading the model")
+        facts = self._stages.ask({"ask": "facts", "form": self._plan.form})
+        self._event = facts
+        self._batch_sizes = list(facts["batch_sizes"])
+        self._expected = self._probe()
+        self._count = self._messages()
+        self._fill()
+        rounds = [self._round(number) for number in range(self._plan.rounds)]
+        latency = self._latency(rounds) if self._plan.loads else []
+        return Result(self._plan, self._facts(facts), rounds, latency)
+
+    def _facts(self, found: Mapping[str, Any]) -> Facts:
+        return Facts(
+            model=found["model"],
+            decode_threads=found["decode_threads"],
+            model_threads=found["model_threads"],
+            batch_sizes=found["batch_sizes"],
+            event_bytes=len(found["event"]) * 3 // 4,
+            workload=self._workload.source,
+            megapixels=self._plan.megapixels,
+            form=self._plan.form,
+            image_bytes=self._workload.mean_bytes,
+            messages=self._count,
+            partitions=4 if self._broker.kind == "embedded" else self._settings.topics.partitions,
+            broker=self._broker.says,
+            broker_kind=self._broker.kind,
+            broker_cpu_known=self._broker.pid is not None,
+            max_wait_ms=self._settings.batch.max_wait_ms,
+        )
+
+    # --- how many ---------------------------------------------------------------------------------------------------
+
+    def _probe(self) -> float:
+        """About how many images/s these cores can do, for the size of the backlog."""
+        fetch = self._ask("fetch", form=self._plan.form, seconds=_PROBE_S)
+        decode = self._ask("decode", megapixels=self._plan.megapixels, seconds=_PROBE_S)
+        infer = self._ask("infer", batch=self._batch_sizes[-1], seconds=_PROBE_S)
+        from consumer.cpu import quota_cores
+
+        return 1000 * quota_cores() / (fetch.cpu_ms + decode.cpu_ms + infer.cpu_ms + 0.1)
+
+    def _messages(self) -> int:
+        wanted = self._plan.messages or max(_FEWEST, math.ceil(self._expected * self._plan.seconds))
+        most_bytes = EMBEDDED_BYTES if self._broker.kind == "embedded" else _MOST_BYTES
+        size = self._workload.mean_bytes * (4 / 3 if self._plan.form == "inline" else 1)
+        if self._plan.form == "reference":
+            size = 200
+        return max(1, min(wanted, int(most_bytes / size)))
+
+    def _fill(self) -> None:
+        properties = client_properties(self._settings.kafka, "producer")
+        messages = records(self._workload.folder, self._plan.megapixels, self._plan.form, self._count)
+        with self._told.counting("filling the topic", self._count) as tell:
+            sent = 0
+
+            def more(count: int) -> None:
+                nonlocal sent
+                sent += count
+                if sent % 100 == 0:
+                    tell(sent)
+
+            fill(properties, self._names.images, messages, tell=more)
+
+    # --- a round ----------------------------------------------------------------------------------------------------
+
+    def _round(self, number: int) -> Round:
+        """Every other round the other way round, so that a drift of the machine hits all alike."""
+        forward = number % 2 == 0
+        steps: dict[str, Callable[[], Any]] = {
+            "stages": lambda: self._stage_terms(number, forward=forward),
+            "bare": lambda: self._bare_loop(number),
+            "service": lambda: self._backlog(number),
+        }
+        found = {name: steps[name]() for name in (steps if forward else reversed(steps))}
+        stages: StageTerms = found["stages"]
+        bare: tuple[int, float] = found["bare"]
+        run: BacklogRun = found["service"]
+        batch = cheapest_batch({size: each.cpu_ms for size, each in stages.infer.items()})
+        terms = Terms(
+            fetch_ms=stages.fetch[self._plan.form].cpu_ms,
+            decode_ms=stages.decode[self._plan.megapixels].cpu_ms,
+            infer_ms=stages.infer[batch].cpu_ms,
+            overhead_ms=bare[1],
+            batch=batch,
+        )
+        window = run.window
+        limit = roofline(terms, window.free_cores)
+        less_others = None
+        if window.others_cpu_s is not None:
+            left = window.free_cores - window.others_cpu_s / window.wall_s
+            less_others = window.rate / roofline(terms, left) if left > 0 else None
+        return Round(
+            stages=stages,
+            bare_images=bare[0],
+            bare_cpu_ms=bare[1],
+            terms=terms,
+            window=window,
+            roofline=limit,
+            ratio=window.rate / limit,
+            ratio_less_others=less_others,
+            parts=account(terms, window),
+            peak_rss_bytes=run.peak_rss_bytes,
+            mean_batch=run.mean_batch,
+            first_event_s=run.first_event_s,
+        )
+
+    def _stage_terms(self, number: int, *, forward: bool) -> StageTerms:
+        seconds = self._plan.stage_seconds
+        questions: list[tuple[str, dict[str, Any]]] = [
+            *(("fetch", {"form": form}) for form in FORMS),
+            *(("decode", {"megapixels": size}) for size in self._workload.sizes),
+            *(("infer", {"batch": size}) for size in self._batch_sizes),
+        ]
+        found: dict[tuple[str, Any], Measured] = {}
+        with self._told.counting(f"{self._which(number)}: stage terms", len(questions)) as tell:
+            for done, (what, arguments) in enumerate(questions if forward else reversed(questions)):
+                found[what, *arguments.values()] = self._ask(what, **arguments, seconds=seconds)
+                tell(done + 1)
+        return StageTerms(
+            {form: found["fetch", form] for form in FORMS},
+            {size: found["decode", size] for size in self._workload.sizes},
+            {size: found["infer", size] for size in self._batch_sizes},
+        )
+
+    def _bare_loop(self, number: int) -> tuple[int, float]:
+        """Messages, and CPU-milliseconds of each."""
+        kafka = self._settings.kafka.model_copy(update={"group_id": f"{self._names.prefix}-bare-{number}"})
+        self._told.say(f"{self._which(number)}: bare Kafka loop")
+        with asked(
+            "bare loop",
+            "consumer.bench.bare_loop",
+            [],
+            log=self._folder / f"bare-{number}.log",
+            overrides={},
+        ) as loop:
+            answer = loop.ask(
+                {
+                    "consumer_properties": consumer_properties(kafka, "bench"),
+                    "producer_properties": producer_properties(kafka, "bench"),
+                    "input_topic": self._names.images,
+                    "output_topic": self._names.bare(number),
+                    "value": self._event["event"],
+                    "headers": self._event["event_headers"],
+                    "count": self._count,
+                    "commit_s": self._settings.commit.interval_ms / 1000,
+                }
+            )
+        return answer["images"], 1000 * answer["cpu_s"] / max(1, answer["images"])
+
+    def _backlog(self, number: int) -> BacklogRun:
+        names = self._names.of_service(str(number), input_topic=self._names.images)
+        with (
+            self._told.counting(f"{self._which(number)}: the service", self._count) as tell,
+            running_service(
+                names, self._overrides, self._settings_file, log=self._folder / f"service-{number}.log"
+            ) as service,
+        ):
+            return run_backlog(
+                service,
+                self._topics,
+                names,
+                count=self._count,
+                in_flight=self._settings.pipeline.max_in_flight_messages,
+                broker_pid=self._broker.pid,
+                interval_s=min(0.33, max(0.03, self._count / self._expected / _LOOKS)),
+                tell=tell,
+            )
+
+    def _which(self, number: int) -> str:
+        return f"round {number + 1} of {self._plan.rounds}"
+
+    def _ask(self, what: str, **arguments: Any) -> Measured:
+        return Measured(**self._stages.ask({"ask": what, **arguments}))
+
+    # --- latency ----------------------------------------------------------------------------------------------------
+
+    def _latency(self, rounds: Sequence[Round]) -> list[LatencyRound]:
+        rate = sorted(each.window.rate for each in rounds)[len(rounds) // 2]
+        names = self._names.of_service("latency", input_topic=self._names.latency)
+        load = Load(self._settings.kafka, self._workload, self._plan.form, self._names.latency)
+        echo = replace(load, input_topic=self._names.echo)
+        self._told.say("starting the service for latency")
+        with (
+            running_service(
+                names, self._overrides, self._settings_file, log=self._folder / "service-latency.log"
+            ) as service,
+            self._generator() as generator,
+        ):
+            service.wait_until_ready()
+            load.measure(
+                generator,
+                load=0,
+                rate=0.3 * rate,
+                seconds=1.0,
+                seed=0,
+                read_topic=names.output_topic,
+                prefix="warm",
+            )
+            return [
+                self._latency_round(
+                    number,
+                    load=load,
+                    echo=echo,
+                    generator=generator,
+                    rate=rate,
+                    output_topic=names.output_topic,
+                )
+                for number in range(self._plan.latency_rounds)
+            ]
+
+    def _latency_round(
+        self, number: int, *, load: Load, echo: Load, generator: Asked, rate: float, output_topic: str
+    ) -> LatencyRound:
+        """The loads upwards, every other time downwards; the bare round trip between."""
+        loads = list(self._plan.loads)
+        order: list[float] = [0.0, *loads] if number % 2 == 0 else [*reversed(loads), 0.0]
+        levels: dict[float, Level] = {}
+        for share in order:
+            what = f"at {share:.0%} load" if share else "of a bare round trip"
+            self._told.say(f"latency {what}, {number + 1} of {self._plan.latency_rounds}")
+            levels[share] = (load if share else echo).measure(
+                generator,
+                load=share,
+                rate=(share or 0.7) * rate,
+                seconds=self._plan.seconds,
+                seed=1000 * number + round(100 * share),
+                read_topic=output_topic if share else self._names.echo,
+                prefix=f"load-{number}-{share:g}",
+            )
+        return LatencyRound([levels[share] for share in loads], levels[0.0])
+
+    @contextmanager
+    def _generator(self) -> Iterator[Asked]:
+        with asked(
+            "generator", "consumer.bench.generator", [], log=self._folder / "generator.log", overrides={}
+        ) as generator:
+            yield generator
