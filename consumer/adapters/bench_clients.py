@@ -93,9 +93,13 @@ class Topics:
                 f"the broker does not say how long {topic} is: {error}", remedy="look at the broker's log"
             ) from error
 
-    def delete(self, topics: Sequence[str]) -> None:
-        """Delete these topics, as far as the broker lets us."""
-        for future in self._admin.delete_topics(list(topics), operation_timeout=_ANSWER_S).values():
+    def delete(self, topics: Sequence[str], groups: Sequence[str]) -> None:
+        """Delete these topics and groups, as far as they are there and the broker lets us."""
+        deleted = [
+            *self._admin.delete_topics(list(topics), operation_timeout=_ANSWER_S).values(),
+            *self._admin.delete_consumer_groups(list(groups), request_timeout=_ANSWER_S).values(),
+        ]
+        for future in deleted:
             try:
                 future.result(_ANSWER_S)
             except (KafkaException, TimeoutError):
@@ -108,15 +112,14 @@ class Topics:
         return self._partitions[topic]
 
 
-def _assigned(consumer: Consumer, topic: str, *, at_end: bool = False) -> list[TopicPartition]:
-    """Begin reading all of a topic, from its beginning or from what is its end now; no group is joined."""
+def _places(consumer: Consumer, topic: str, *, at_end: bool = False) -> list[TopicPartition]:
+    """The beginnings of a topic's partitions, or what is their end now: to be assigned, as no group is joined."""
     places = []
     for number in consumer.list_topics(topic, timeout=_ANSWER_S).topics[topic].partitions:
         place = TopicPartition(topic, number, OFFSET_BEGINNING)
         if at_end:
             place.offset = consumer.get_watermark_offsets(place, timeout=_ANSWER_S)[1]
         places.append(place)
-    consumer.assign(places)
     return places
 
 
@@ -125,7 +128,7 @@ def _assigned(consumer: Consumer, topic: str, *, at_end: bool = False) -> list[T
 
 @dataclass(frozen=True, slots=True)
 class BareLoop:
-    """What a bare loop used for so many messages, once it was under way."""
+    """What a bare loop used for so many messages, once it was connected."""
 
     images: int
     cpu_s: float
@@ -145,21 +148,21 @@ def bare_loop(
 ) -> BareLoop:
     """Consume `count` messages and produce one event for each, nothing between. For a process of its own.
 
-    The clocks start with the first messages, which are not counted: connecting is not part of it. There is no call-back
-    for each report, which a service needs to know what it may commit: this is the least that any consumer can use.
+    The clocks start when both clients know the topics, so that connecting is no part of it, and before the first fetch:
+    with small messages that one brings thousands. There is no call-back for each report, which a service needs to know
+    what it may commit: this is the least that any consumer can use.
     """
     consumer = Consumer({**consumer_properties, "auto.offset.reset": "earliest"}, logger=CLIENT_LOG)
     producer = Producer(dict(producer_properties), logger=CLIENT_LOG)
-    places = _assigned(consumer, input_topic)
+    producer.list_topics(output_topic, timeout=_ANSWER_S)
+    places = _places(consumer, input_topic)
     sent = list(headers)
-    done = started = 0
-    wall_s = cpu_s = committed_s = 0.0
+    done = 0
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    committed_s = wall_s
+    consumer.assign(places)
     while done < count:
         messages = _taken(consumer)
-        if not started:
-            started = len(messages)
-            wall_s, cpu_s = time.perf_counter(), time.process_time()
-            committed_s = wall_s
         for message in messages:
             _produced(producer, output_topic, value, message.key(), sent)
         done += len(messages)
@@ -173,7 +176,7 @@ def bare_loop(
     consumer.close()
     if left:
         raise OutputRefused(f"{left} events are not confirmed after {_ANSWER_S:g} s", remedy="look at the broker's log")
-    return BareLoop(done - started, cpu_s, wall_s)
+    return BareLoop(done, cpu_s, wall_s)
 
 
 def _taken(consumer: Consumer) -> list[Message]:
@@ -219,7 +222,7 @@ class Reader:
     def __init__(self, properties: Properties, topic: str) -> None:
         """Begin at what is the topic's end now."""
         self._consumer = Consumer(dict(properties), logger=CLIENT_LOG)
-        _assigned(self._consumer, topic, at_end=True)
+        self._consumer.assign(_places(self._consumer, topic, at_end=True))
         self._stopping = threading.Event()
         self.arrived_s: dict[str, float] = {}
         self._thread = threading.Thread(target=self._read, name="reader", daemon=True)

@@ -196,9 +196,18 @@ class TopicNames:
         of_latency = [self.latency, self.echo, self.output("latency")] if plan.loads else []
         return [self.images, self.letters, *by_round, *of_latency]
 
+    def group(self, part: str) -> str:
+        """The consumer group of a run of the service, or of a bare loop."""
+        return f"{self.prefix}-{part}"
+
+    def groups(self, plan: Plan) -> list[str]:
+        """Every group of the plan."""
+        parts = [part for number in range(plan.rounds) for part in (f"bare-{number}", str(number))]
+        return [self.group(part) for part in (*parts, *(["latency"] if plan.loads else []))]
+
     def of_service(self, part: str, *, input_topic: str) -> Names:
         """A run of the service."""
-        return Names(input_topic, self.output(part), self.letters, f"{self.prefix}-{part}")
+        return Names(input_topic, self.output(part), self.letters, self.group(part))
 
 
 def bench(plan: Plan, settings_file: Path | None, told: Told) -> Result:
@@ -249,7 +258,7 @@ def bench(plan: Plan, settings_file: Path | None, told: Told) -> Result:
                     return session.run()
             finally:
                 if broker.kind == "given":
-                    topics.delete(names.all(plan))
+                    topics.delete(names.all(plan), names.groups(plan))
 
 
 def _typed(overrides: Mapping[str, str]) -> dict[str, Any]:
@@ -433,7 +442,7 @@ class _Session:
 
     def _bare_loop(self, number: int) -> tuple[int, float]:
         """Messages, and CPU-milliseconds of each."""
-        kafka = self._settings.kafka.model_copy(update={"group_id": f"{self._names.prefix}-bare-{number}"})
+        kafka = self._settings.kafka.model_copy(update={"group_id": self._names.group(f"bare-{number}")})
         self._told.say(f"{self._which(number)}: bare Kafka loop")
         with asked(
             "bare loop",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from consumer.bench.session import Told
+    from consumer.bench.session import Result, Told
 
 
 class Form(StrEnum):
@@ -34,9 +34,10 @@ def bench(
     ctx: typer.Context,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute: two short rounds, coarse figures.")] = False,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of terms and service [default: 3].")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of terms and service; 3 where not given.")] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.5, help="Seconds of each round's backlog and of each load [default: 10].")
+        float | None,
+        typer.Option(min=0.5, help="Seconds of each round's backlog and of each load; 10 where not given."),
     ] = None,
     messages: Annotated[
         int | None, typer.Option(min=10, help="Images of a backlog; else as many as take --seconds.")
@@ -108,15 +109,10 @@ def bench(
     _tell(result, html, as_json=json or not sys.stdout.isatty())
 
 
-def _tell(result: Any, html: Path | None, *, as_json: bool) -> None:
+def _tell(result: "Result", html: Path | None, *, as_json: bool) -> None:
     from consumer.bench.summary import summarize
 
     summary = summarize(result)
-    if html is not None:
-        from consumer.bench.page import render
-
-        html.write_text(render(summary), encoding="utf-8")
-        typer.echo(f"The page: {html.resolve().as_uri()}", err=True)
     if as_json:
         from consumer.console import print_json
 
@@ -125,6 +121,11 @@ def _tell(result: Any, html: Path | None, *, as_json: bool) -> None:
         from consumer.bench.report import show
 
         show(summary)
+    if html is not None:
+        from consumer.bench.page import render
+
+        html.write_text(render(summary), encoding="utf-8")
+        typer.echo(f"The page: {html.resolve().as_uri()}", err=True)
 
 
 def _check_writable(html: Path | None) -> None:
