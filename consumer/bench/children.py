@@ -13,6 +13,7 @@ from consumer import errors
 from consumer.demo.processes import Child
 from consumer.errors import OuzelError
 
+_ENDING_S = 10.0
 _CODE = Path(__file__).resolve().parents[2]
 
 
@@ -42,16 +43,19 @@ class Asked:
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Its answer; raises what it raised, if that is one of ours, and `Fatal` with its log's end where it ended."""
-        into = self.child.process.stdin
-        if into is None:
-            raise TypeError("a child that is asked has a standard input")
+        into, out = self.child.process.stdin, self.child.process.stdout
+        if into is None or out is None:
+            raise TypeError("a child that is asked has a standard input and output")
         try:
             into.write(orjson.dumps(question) + b"\n")
             into.flush()
+            line = out.readline()
         except OSError:
-            self.child.process.wait(5)
-            raise self.child.failure(f"the {self.child.name} ended") from None
-        answer: dict[str, Any] = orjson.loads(self.child.first_line())
+            line = b""
+        if not line:
+            self.child.process.wait(_ENDING_S)
+            raise self.child.failure(f"the process for {self.child.name} ended")
+        answer: dict[str, Any] = orjson.loads(line)
         if "error" in answer:
             kind: type[errors.Fatal] = getattr(errors, answer["error"], errors.Fatal)
             raise kind(answer["message"], remedy=answer["remedy"])

@@ -24,7 +24,7 @@ from consumer.bench.open_loop import LOADS
 from consumer.bench.roofline import Part, Terms, Window, account, cheapest_batch, roofline
 from consumer.bench.service_run import BacklogRun, Names, run_backlog, running_service
 from consumer.bench.stages import Measured
-from consumer.bench.usage import check_extra
+from consumer.bench.usage import broker_process, check_extra
 from consumer.bench.workload import FORMS, SIZES_MP, Form, Workload, make_workload, records
 from consumer.kafka_properties import client_properties, consumer_properties, producer_properties
 from consumer.settings import Settings, load_with_sources
@@ -219,6 +219,8 @@ def bench(plan: Plan, settings_file: Path | None, told: Told) -> Result:
         CommandRefused: images became dead letters.
     """
     check_extra()
+    if plan.broker_pid is not None:
+        broker_process(plan.broker_pid)
     names = TopicNames(f"ouzel-bench-{uuid.uuid4().hex[:8]}")
     with tempfile.TemporaryDirectory(prefix="ouzel-bench-") as scratch:
         folder = Path(scratch)

@@ -104,7 +104,7 @@ def bench(
     if not latency:
         plan = replace(plan, loads=())
     _check_writable(html)
-    with _interruptible(), _progress() as told:
+    with _interruptible() as check, _progress(check) as told:
         result = measure(plan, ctx.find_root().obj, told)
     _tell(result, html, as_json=json or not sys.stdout.isatty())
 
@@ -137,9 +137,17 @@ def _check_writable(html: Path | None) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the run the way Ctrl-C does: children first, exit code 130."""
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """SIGTERM and a closed terminal end the run the way Ctrl-C does: children first, exit code 130.
+
+    Yields what is to be called between steps: an interrupt that came while Python was collecting garbage, or inside a
+    call-back of librdkafka, is lost there.
+    """
     interrupted = False
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         nonlocal interrupted
@@ -149,7 +157,7 @@ def _interruptible() -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
-        yield
+        yield check
     except BaseException:
         # librdkafka's binding may turn an interrupt at a bad moment into an error of its own.
         if not interrupted:
@@ -159,7 +167,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator["Told"]:
+def _progress(check: Callable[[], None]) -> Iterator["Told"]:
     """What is being done, on stderr: one line that changes in a terminal, a line a step elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -179,15 +187,22 @@ def _progress() -> Iterator["Told"]:
         task = progress.add_task("starting", total=None)
 
         def say(text: str) -> None:
+            check()
             progress.reset(task, description=text, total=None)
             if not console.is_terminal:
                 console.print(text, markup=False)
 
         @contextmanager
         def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+            check()
             progress.reset(task, description=what, total=total)
             if not console.is_terminal:
                 console.print(what, markup=False)
-            yield lambda done: progress.update(task, completed=done)
+
+            def tell(done: int) -> None:
+                check()
+                progress.update(task, completed=done)
+
+            yield tell
 
         yield Told(say, bar)
