@@ -33,7 +33,7 @@ class BrokerKind(StrEnum):
 def bench(
     ctx: typer.Context,
     *,
-    quick: Annotated[bool, typer.Option("--quick", help="Under a minute: two short rounds, coarse figures.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="About a minute: two short rounds, coarse figures.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of terms and service; 3 where not given.")] = None,
     seconds: Annotated[
         float | None,
@@ -63,7 +63,9 @@ def bench(
     kafka_jars: Annotated[
         Path | None, typer.Option(help="Folder of Apache Kafka's jars; else the user's cache, fetched once by Maven.")
     ] = None,
-    latency: Annotated[bool, typer.Option(help="Latency at 30, 50, 70 and 90 % of the measured throughput.")] = True,
+    no_latency: Annotated[
+        bool, typer.Option("--no-latency", help="Without latency at 30, 50, 70 and 90 % of the measured throughput.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Where a page of it goes.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document (as when piped).")] = False,
 ) -> None:
@@ -101,7 +103,7 @@ def bench(
         jars=kafka_jars or cache_folder() / "kafka",
         **{name: value for name, value in given.items() if value is not None},
     )
-    if not latency:
+    if no_latency:
         plan = replace(plan, loads=())
     _check_writable(html)
     with _interruptible() as check, _progress(check) as told:
@@ -154,8 +156,14 @@ def _interruptible() -> Iterator[Callable[[], None]]:
         interrupted = True
         raise KeyboardInterrupt
 
+    def lost(unraisable: "sys.UnraisableHookArgs") -> None:
+        """`check` raises it again: nobody needs to read of it."""
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(unraisable)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
+    sys.unraisablehook = lost
     try:
         yield check
     except BaseException:
