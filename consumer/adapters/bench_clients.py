@@ -18,7 +18,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from consumer.adapters.librdkafka import CLIENT_LOG
-from consumer.errors import BrokerUnreachable, OutputRefused
+from consumer.errors import BrokerUnreachable, OutputRefused, TopicMissing
 from consumer.messages import Headers
 
 Properties = Mapping[str, str | int | float | bool]
@@ -107,15 +107,30 @@ class Topics:
 
     def _places(self, topic: str) -> list[TopicPartition]:
         if topic not in self._partitions:
-            found = self._admin.list_topics(topic, timeout=_ANSWER_S).topics[topic].partitions
-            self._partitions[topic] = [TopicPartition(topic, number) for number in found]
+            self._partitions[topic] = [TopicPartition(topic, number) for number in _numbers(self._admin, topic)]
         return self._partitions[topic]
+
+
+def _numbers(client: Consumer | AdminClient, topic: str) -> list[int]:
+    """The partitions of a topic, once the broker that is asked has heard of it."""
+    deadline_s = time.monotonic() + _ANSWER_S
+    while time.monotonic() < deadline_s:
+        try:
+            found = client.list_topics(topic, timeout=_ANSWER_S).topics[topic]
+        except KafkaException as error:
+            raise BrokerUnreachable(
+                f"the broker does not answer: {error}", remedy="look at the broker's log"
+            ) from error
+        if found.error is None and found.partitions:
+            return sorted(found.partitions)
+        time.sleep(0.1)
+    raise TopicMissing(f"the topic {topic} was made and is not there", remedy="look at the broker's log")
 
 
 def _places(consumer: Consumer, topic: str, *, at_end: bool = False) -> list[TopicPartition]:
     """The beginnings of a topic's partitions, or what is their end now: to be assigned, as no group is joined."""
     places = []
-    for number in consumer.list_topics(topic, timeout=_ANSWER_S).topics[topic].partitions:
+    for number in _numbers(consumer, topic):
         place = TopicPartition(topic, number, OFFSET_BEGINNING)
         if at_end:
             place.offset = consumer.get_watermark_offsets(place, timeout=_ANSWER_S)[1]

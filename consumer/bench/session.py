@@ -5,7 +5,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from consumer.bench.broker import (
 )
 from consumer.bench.children import Asked, asked
 from consumer.bench.latency import Level, Load
-from consumer.bench.open_loop import LOADS
-from consumer.bench.roofline import Part, Terms, Window, account, cheapest_batch, roofline
-from consumer.bench.service_run import BacklogRun, Names, run_backlog, running_service
+from consumer.bench.names import TopicNames
+from consumer.bench.results import Facts, LatencyRound, Plan, Result, Round, StageTerms
+from consumer.bench.roofline import Terms, account, cheapest_batch, roofline
+from consumer.bench.service_run import BacklogRun, run_backlog, running_service
 from consumer.bench.stages import Measured
 from consumer.bench.usage import broker_process, check_extra
-from consumer.bench.workload import FORMS, SIZES_MP, Form, Workload, make_workload, records
+from consumer.bench.workload import FORMS, Workload, make_workload, records
 from consumer.kafka_properties import client_properties, consumer_properties, producer_properties
 from consumer.settings import Settings, load_with_sources
 
@@ -33,108 +34,6 @@ _FEWEST = 200
 _MOST_BYTES = 2_000_000_000
 _PROBE_S = 0.3
 _LOOKS = 25
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is asked for."""
-
-    images: Path | None = None
-    megapixels: float = 0.3
-    form: Form = "raw"
-    rounds: int = 3
-    seconds: float = 10.0
-    """About how long the service works in each round, and each load lasts."""
-    stage_seconds: float = 0.5
-    """Of each term in each round."""
-    messages: int | None = None
-    """None: as many as the roofline does in `seconds`."""
-    sizes: Sequence[float] = SIZES_MP
-    loads: Sequence[float] = LOADS
-    """None of them: no latency is measured."""
-    latency_rounds: int = 2
-    bootstrap_servers: str = ""
-    broker_pid: int | None = None
-    embedded: bool = False
-    jars: Path = field(default=Path(".kafka"))
-    """Where Apache Kafka's jars are, or go."""
-
-
-QUICK = Plan(rounds=2, seconds=2.5, stage_seconds=0.12, latency_rounds=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What was measured, on what, with what."""
-
-    model: Mapping[str, Any]
-    decode_threads: int
-    model_threads: int
-    batch_sizes: Sequence[int]
-    event_bytes: int
-    workload: str
-    megapixels: float
-    form: Form
-    image_bytes: float
-    """Of one image, on average."""
-    messages: int
-    partitions: int
-    broker: str
-    broker_kind: str
-    broker_cpu_known: bool
-    max_wait_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class StageTerms:
-    """One round's terms, each alone."""
-
-    fetch: Mapping[str, Measured]
-    """By form."""
-    decode: Mapping[float, Measured]
-    """By megapixels."""
-    infer: Mapping[int, Measured]
-    """By batch size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Terms, bare loop and service, one after the other."""
-
-    stages: StageTerms
-    bare_images: int
-    bare_cpu_ms: float
-    terms: Terms
-    window: Window
-    roofline: float
-    """Images/s."""
-    ratio: float
-    """Achieved over roofline."""
-    ratio_less_others: float | None
-    """The same with what other processes on the machine used taken off `C` too; None where that is not known. On a
-    machine that is not quiet this is the one to look at."""
-    parts: Sequence[Part]
-    peak_rss_bytes: int
-    mean_batch: float
-    first_event_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class LatencyRound:
-    """Every load once, and a bare round trip at the rate of the third quarter."""
-
-    levels: Sequence[Level]
-    round_trip: Level
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Everything."""
-
-    plan: Plan
-    facts: Facts
-    rounds: Sequence[Round]
-    latency: Sequence[LatencyRound]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,61 +52,6 @@ class Told:
             return
         with self.bar(what, total) as done:
             yield done
-
-
-@dataclass(frozen=True, slots=True)
-class TopicNames:
-    """All topics of a run."""
-
-    prefix: str
-
-    @property
-    def images(self) -> str:
-        """The backlog: filled once, read by every round under another group."""
-        return f"{self.prefix}-images"
-
-    @property
-    def latency(self) -> str:
-        """Where loads go."""
-        return f"{self.prefix}-latency"
-
-    @property
-    def letters(self) -> str:
-        """Nothing should come here."""
-        return f"{self.prefix}-letters"
-
-    @property
-    def echo(self) -> str:
-        """Of the bare round trip."""
-        return f"{self.prefix}-echo"
-
-    def bare(self, number: int) -> str:
-        """The bare loop's output in a round."""
-        return f"{self.prefix}-bare-{number}"
-
-    def output(self, part: str) -> str:
-        """The service's output."""
-        return f"{self.prefix}-predictions-{part}"
-
-    def all(self, plan: Plan) -> list[str]:
-        """Every topic that the plan needs."""
-        rounds = range(plan.rounds)
-        by_round = [name for number in rounds for name in (self.bare(number), self.output(str(number)))]
-        of_latency = [self.latency, self.echo, self.output("latency")] if plan.loads else []
-        return [self.images, self.letters, *by_round, *of_latency]
-
-    def group(self, part: str) -> str:
-        """The consumer group of a run of the service, or of a bare loop."""
-        return f"{self.prefix}-{part}"
-
-    def groups(self, plan: Plan) -> list[str]:
-        """Every group of the plan."""
-        parts = [part for number in range(plan.rounds) for part in (f"bare-{number}", str(number))]
-        return [self.group(part) for part in (*parts, *(["latency"] if plan.loads else []))]
-
-    def of_service(self, part: str, *, input_topic: str) -> Names:
-        """A run of the service."""
-        return Names(input_topic, self.output(part), self.letters, self.group(part))
 
 
 def bench(plan: Plan, settings_file: Path | None, told: Told) -> Result:
@@ -542,7 +386,7 @@ class _Session:
                 generator,
                 load=share,
                 rate=(share or 0.7) * rate,
-                seconds=self._plan.seconds,
+                seconds=self._plan.latency_seconds or self._plan.seconds,
                 seed=1000 * number + round(100 * share),
                 read_topic=output_topic if share else self._names.echo,
                 prefix=f"load-{number}-{share:g}",

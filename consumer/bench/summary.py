@@ -9,14 +9,14 @@ from consumer import __version__
 from consumer.adapters.cpu_flags import cpu_flags, cpu_name, noted
 from consumer.bench.latency import Level
 from consumer.bench.open_loop import ARRIVALS
+from consumer.bench.results import LatencyRound, Result, Round, StageTerms
 from consumer.bench.roofline import FORMULA, Spread, mean_parts
-from consumer.bench.session import LatencyRound, Result, Round, StageTerms
 from consumer.cpu import quota_cores
 
 T = TypeVar("T")
 
 _NOISY_SHARE = 0.03
-_SHORT_S = 3.0
+_SHORT_S = 2.0
 BUDGET_LOAD = 0.7
 """The load whose p99 is held against the sum of what it cannot do without."""
 

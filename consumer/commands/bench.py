@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from consumer.bench.session import Result, Told
+    from consumer.bench.results import Result
+    from consumer.bench.session import Told
 
 
 class Form(StrEnum):
@@ -85,13 +86,18 @@ def bench(
     """
     from dataclasses import replace
 
-    from consumer.bench.session import QUICK, Plan
+    from consumer.bench.results import QUICK, Plan
     from consumer.bench.session import bench as measure
     from consumer.bootstrap_model import cache_folder
     from consumer.console import settings_from
 
     settings_from(ctx)  # what is wrong with them is said before anything is started
-    given: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "messages": messages}
+    given: dict[str, Any] = {
+        "rounds": rounds,
+        "seconds": seconds,
+        "latency_seconds": seconds,
+        "messages": messages,
+    }
     plan = replace(
         QUICK if quick else Plan(),
         images=images,

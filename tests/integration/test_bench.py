@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import psutil
 import pytest
 from confluent_kafka.admin import AdminClient
 
+from consumer.adapters.bench_clients import Record, open_loop
 from consumer.bench.kafka_jars import KafkaUnavailable, fetch_jars, find_java
 from tests.kafka_broker import Cluster, KafkaBroker
+from tests.kafka_clients import unique
 from tests.unit.test_demo_page import Page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +153,32 @@ def test_an_interrupt_ends_every_child_and_leaves_nothing_on_the_broker(kafka: C
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     assert _left_at(kafka)[0] == []
+
+
+def test_images_that_are_due_while_nothing_answers_are_in_the_latencies(broker: KafkaBroker) -> None:
+    """A generator that waited for answers would send one image into the pause; this one goes on as it was to."""
+    topic = broker.create_topic(unique("echo"))
+    paused_s = 1.0
+
+    def pause() -> None:
+        broker.pause()
+        threading.Timer(paused_s, broker.resume).start()
+
+    threading.Timer(1.0, pause).start()
+    found = open_loop(
+        broker.client_properties(linger_ms=0),
+        broker.client_properties(group_id="reader"),
+        input_topic=topic,
+        read_topic=topic,
+        records=[Record(f"image-{number}", b"x") for number in range(300)],
+        due_s=[number / 100 for number in range(300)],
+        silent_s=20,
+    )
+    assert found.unanswered == 0
+    assert len(found.latencies_ms) == len(found.late_ms) == 300
+    # 100 were due in the pause; of those 70 had to wait for at least 300 ms of it.
+    assert sum(each >= 300 for each in found.latencies_ms) >= 60
+    assert max(found.latencies_ms) >= 900
 
 
 def test_a_process_id_that_is_nobodys_is_refused_before_anything_is_measured(tmp_path: Path) -> None:

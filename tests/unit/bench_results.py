@@ -5,8 +5,8 @@ from typing import Any
 
 from consumer.bench.latency import Level
 from consumer.bench.open_loop import LOADS, Latency
+from consumer.bench.results import Facts, LatencyRound, Plan, Result, Round, StageTerms
 from consumer.bench.roofline import Terms, Window, account, roofline
-from consumer.bench.session import Facts, LatencyRound, Plan, Result, Round, StageTerms
 from consumer.bench.stages import Measured
 
 FACTS = Facts(

@@ -7,8 +7,8 @@ import pytest
 from consumer.bench.broker import Broker
 from consumer.bench.children import asked, environment
 from consumer.bench.kafka_jars import KafkaUnavailable, fetch_jars, find_java
-from consumer.bench.usage import broker_process
-from consumer.errors import BrokerUnreachable, CommandRefused, Fatal
+from consumer.bench.usage import broker_process, check_extra
+from consumer.errors import BrokerUnreachable, CommandRefused, Fatal, SettingsError
 from consumer.settings import load
 
 
@@ -77,6 +77,15 @@ def test_without_java_or_maven_it_is_said_what_to_install(tmp_path: Path, monkey
         fetch_jars(tmp_path / "jars")
     assert "mvn" in maven.value.remedy
     assert java.value.exit_code == maven.value.exit_code == 5
+
+
+def test_without_psutil_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumer.bench.usage.missing", lambda *_modules: [])
+    check_extra()
+    monkeypatch.setattr("consumer.bench.usage.missing", lambda *modules: list(modules))
+    with pytest.raises(SettingsError, match="psutil") as caught:
+        check_extra()
+    assert caught.value.remedy == "pip install 'ouzel[bench]'"
 
 
 def test_a_broker_process_that_is_not_there_is_refused() -> None:

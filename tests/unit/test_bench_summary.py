@@ -10,7 +10,7 @@ from rich.console import Console
 from consumer.bench.open_loop import LOADS
 from consumer.bench.page import render
 from consumer.bench.report import show
-from consumer.bench.session import LatencyRound
+from consumer.bench.results import LatencyRound
 from consumer.bench.summary import summarize, warnings
 from tests.unit.bench_results import FACTS, level, one_round, result
 from tests.unit.test_demo_page import Page
