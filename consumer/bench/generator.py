@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from consumer.bench.children import answer_questions
 from consumer.bench.open_loop import send_times
 from consumer.bench.workload import records
 
+_WARM = 8
+
 
 def _run(asked: dict[str, Any]) -> dict[str, Any]:
     due_s = send_times(asked["rate"], asked["seconds"], seed=asked["seed"])
-    messages = list(
-        records(Path(asked["folder"]), asked["megapixels"], asked["form"], len(due_s), prefix=asked["prefix"])
-    )
+    made = partial(records, Path(asked["folder"]), asked["megapixels"], asked["form"])
+    messages, warm = list(made(len(due_s), prefix=asked["prefix"])), list(made(_WARM, prefix=f"{asked['prefix']}-warm"))
     gc.disable()  # a collection of ours would be taken for the service's latency
     return asdict(
         open_loop(
@@ -26,6 +28,7 @@ def _run(asked: dict[str, Any]) -> dict[str, Any]:
             records=messages,
             due_s=due_s,
             silent_s=asked["silent_s"],
+            warm=warm,
         )
     )
 

@@ -173,6 +173,7 @@ def test_images_that_are_due_while_nothing_answers_are_in_the_latencies(broker: 
         records=[Record(f"image-{number}", b"x") for number in range(300)],
         due_s=[number / 100 for number in range(300)],
         silent_s=20,
+        warm=[Record("warm", b"x")],
     )
     assert found.unanswered == 0
     assert len(found.latencies_ms) == len(found.late_ms) == 300
