@@ -108,8 +108,7 @@ def measure_fetch(
 
 
 def measure_decode(decoder: ImageDecoder, bodies: Sequence[bytes], *, threads: int, seconds: float) -> Measured:
-    """From encoded images to the model's pixels. That the service looks at each header before, to know how much memory
-    it will take, is the service's overhead and no part of this."""
+    """From encoded images to the model's pixels: opened and decoded, the checksum included."""
     return measure(decoder.decode, bodies, threads=threads, seconds=seconds)
 
 
