@@ -87,13 +87,13 @@ audit: $(DEV_STAMP) $(AUDIT_STAMP)  ## Security rules, vulnerabilities, licences
 COMPILE := uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --quiet
 lock:  ## Resolve the lock files anew (needs uv)
 	$(COMPILE) pyproject.toml --extra tensorflow --extra openvino --extra onnxruntime --extra litert --extra optimize \
-	  --extra wandb --extra s3 --extra bench --extra inventory --extra registry --extra demo --group build --group dev \
+	  --extra wandb --extra s3 --extra bench --extra simd --extra inventory --extra registry --extra demo --group build --group dev \
 	  --output-file requirements-dev.lock
-	$(COMPILE) pyproject.toml --extra tensorflow --extra openvino --extra wandb --extra s3 --extra bench --extra demo --group build \
+	$(COMPILE) pyproject.toml --extra tensorflow --extra openvino --extra wandb --extra s3 --extra bench --extra simd --extra demo --group build \
 	  --constraints requirements-dev.lock --output-file requirements.lock
-	$(COMPILE) pyproject.toml --extra openvino --extra wandb --extra s3 --extra bench --group build \
+	$(COMPILE) pyproject.toml --extra openvino --extra wandb --extra s3 --extra bench --extra simd --group build \
 	  --constraints requirements-dev.lock --output-file requirements-openvino.lock
-	$(COMPILE) pyproject.toml --extra gpu --extra wandb --extra s3 --extra bench --extra demo --group build \
+	$(COMPILE) pyproject.toml --extra gpu --extra wandb --extra s3 --extra bench --extra simd --extra demo --group build \
 	  --constraints requirements.lock --output-file requirements-gpu.lock
 	$(COMPILE) --python-version 3.11 --group pyproject.toml:audit --output-file requirements-audit.lock
 

@@ -272,7 +272,10 @@ def _bare(model: ModelSettings, weights: Mapping[str, str] | None = None) -> Any
 
 def _decode_settings(settings: Settings) -> dict[str, object]:
     """Those that decide what the pixels become."""
-    return settings.decode.model_dump(exclude={"deadline_ms"})
+    every = settings.decode.model_dump(exclude={"deadline_ms"})
+    if settings.decode.resizer == DecodeSettings().resizer:
+        del every["resizer"]  # digests from before there was a choice stay as they are
+    return every
 
 
 def _changed_decoding(settings: Settings) -> dict[str, object]:

@@ -277,6 +277,8 @@ class DecodeSettings(Section):
     """`#rrggbb`: what shows where an image is clear."""
     icc: Literal["ignore", "srgb"] = "ignore"
     jpeg_scaled: bool = False
+    resizer: Literal["pillow", "simd"] = "pillow"
+    """Who shrinks colour pictures to the model's input."""
     deadline_ms: Annotated[int, Field(ge=100)] = 30_000
 
 

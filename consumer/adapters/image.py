@@ -27,6 +27,7 @@ from PIL import Image, ImageColor, UnidentifiedImageError, features
 
 from consumer.adapters import image_colours as colours
 from consumer.adapters.image_structure import ends_early, refuse_costly, webp_size
+from consumer.adapters.simd_resize import SimdResize
 from consumer.errors import (
     CorruptImage,
     DecompressionBomb,
@@ -112,6 +113,7 @@ class PillowDecoder:
         background: str = "#ffffff",
         icc: Literal["ignore", "srgb"] = "ignore",
         jpeg_scaled: bool = False,
+        resizer: Literal["pillow", "simd"] = "pillow",
     ) -> None:
         """
         Args:
@@ -125,9 +127,10 @@ class PillowDecoder:
             icc: whether colours become sRGB by the image's own profile.
             jpeg_scaled: whether JPEGs are decoded at a half, a quarter or an eighth where that leaves `SCALED_MARGIN`
                 times the input size.
+            resizer: who shrinks colour pictures.
 
         Raises:
-            SettingsError: a format whose decoder is not installed.
+            SettingsError: a format's decoder, or the resizer, is not installed.
         """
         self._height, self._width = input_size
         self._filter = _FILTERS[resize]
@@ -138,6 +141,7 @@ class PillowDecoder:
         self._background = (red, green, blue)
         self._icc = icc == "srgb"
         self._jpeg_scaled = jpeg_scaled
+        self._simd = SimdResize(self._filter) if resizer == "simd" else None
         _prepare_pillow(max_pixels, self._formats)
 
     def measure(self, body: bytes) -> ImageHeader:
@@ -186,7 +190,7 @@ class PillowDecoder:
         if full.mode == "F":
             full, samples = colours.finite(full)
         target = self._target(orientation)
-        small = colours.shrunk(full, target, self._filter, self._box(size, *target))
+        small = self._resized(full, target, self._box(size, *target))
         small = colours.eight_bit(small, applied, bits=bits, inverted=inverted, samples=samples)
         if orientation in _UPRIGHT:
             small = small.transpose(_UPRIGHT[orientation])
@@ -206,6 +210,12 @@ class PillowDecoder:
                 applied=tuple(applied),
             ),
         )
+
+    def _resized(self, image: Image.Image, size: tuple[int, int], box: colours.Box) -> Image.Image:
+        across, down = box[2] - box[0], box[3] - box[1]
+        if self._simd is not None and image.mode == "RGB" and across >= size[0] and down >= size[1]:
+            return self._simd(image, size, box)
+        return colours.shrunk(image, size, self._filter, box)
 
     def _target(self, orientation: int) -> tuple[int, int]:
         """Width and height to shrink to, before the image is turned."""
