@@ -57,6 +57,11 @@ class Measured:
         return (self.images - sum(self.errors.values())) / self.wall_s
 
     @property
+    def images_per_s_of_what_was_left(self) -> float:
+        """As if the cores that others used had been there too, in proportion: on a machine that is not quiet."""
+        return self.images_per_s / max(0.1, 1 - self.others_share)
+
+    @property
     def cpu_ms(self) -> float:
         """CPU milliseconds of the server's processes an image."""
         return 1000 * self.cpu_s / self.images
@@ -66,6 +71,7 @@ class Measured:
         return {
             "images": self.images,
             "images_per_s": round(self.images_per_s, 1),
+            "images_per_s_of_what_was_left": round(self.images_per_s_of_what_was_left, 1),
             "cpu_ms_an_image": round(self.cpu_ms, 3),
             "driver_cpu_ms_an_image": round(1000 * self.driver_cpu_s / self.images, 3),
             "resident_mib": round(self.resident_mib),
@@ -306,29 +312,33 @@ def kafka_throughput(node: KafkaBroker, streaming: Streaming, images: int) -> Me
 # --- the same labels ------------------------------------------------------------------------------------------------
 
 
-def first_index(answer: bytes | str) -> int:
-    """The class that an answer names first, whatever its shape is. Raises PeerError."""
+First = tuple[int, float]
+"""The class that an answer names first, and its score."""
+
+
+def first_label(answer: bytes | str) -> First:
+    """Of any of the answers, whatever its shape is. Raises PeerError."""
     text = answer.decode() if isinstance(answer, bytes) else answer
-    found = re.search(r'\\*"index\\*": ?(\d+)', text)
+    found = re.search(r'"index\\*": ?(\d+).*?"score\\*": ?([\d.e-]+)', text)
     if found is None:
         raise PeerError(f"an answer without labels: {text[:300]}")
-    return int(found[1])
+    return int(found[1]), float(found[2])
 
 
-def kafka_firsts(node: KafkaBroker, streaming: Streaming) -> list[int]:
-    """The first class of each image."""
+def kafka_firsts(node: KafkaBroker, streaming: Streaming) -> list[First]:
+    """The first label of each image."""
     count = len(streaming.messages)
     before = produced(node, streaming.topics["output"])
     fill(node, streaming.topics["input"], streaming.messages, count, mark="check", headers=streaming.headers)
     wait_produced(node, streaming.topics["output"], before + count, timeout_s=60)
     answers = read_all(node, streaming.topics["output"])
-    return [first_index(answers[f"check-{number}"][0]) for number in range(count)]
+    return [first_label(answers[f"check-{number}"][0]) for number in range(count)]
 
 
-def http_firsts(peer: Peer, work: Work, pair: Pair) -> list[int]:
-    """The first class of each image."""
+def http_firsts(peer: Peer, work: Work, pair: Pair) -> list[First]:
+    """The first label of each image."""
     with peer.running(work, pair, peer.best(pair)) as server:
         found = drive_http(peer, server.url, work.small, count=len(work.small), concurrency=1)
     if found["errors"]:
         raise PeerError(f"{peer.title} answered {found['errors']}")
-    return [first_index(answer) for answer in found["first"]]
+    return [first_label(answer) for answer in found["first"]]

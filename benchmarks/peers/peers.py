@@ -20,6 +20,7 @@ SETTINGS = Path(__file__).resolve().parent / "settings.json"
 
 # Cores to labelling: all in one process, or a process for each.
 _PROCESSES: list[dict[str, Any]] = [{"workers": 1, "threads": 2}, {"workers": 2, "threads": 1}]
+_LANES: dict[str, Any] = {"workers": 1, "threads": 1, "lanes": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,13 @@ class Peer:
     def best(self, pair: Pair) -> dict[str, Any]:
         """The settings found best, or where the search begins if there was none."""
         found = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
-        chosen: dict[str, Any] = found.get(str(pair), {}).get(self.name, {}).get("best") or self.start(pair)
-        return chosen
+        # Of the same runtime in another precision where this one was not searched.
+        pairs = [str(pair), *(each for each in found if each.startswith(pair.runtime))]
+        for each in pairs:
+            if self.name in found.get(each, {}):
+                chosen: dict[str, Any] = found[each][self.name]["best"]
+                return chosen
+        return self.start(pair)
 
     @contextmanager
     def running(
@@ -164,6 +170,7 @@ PEERS = {
             content_type="application/json",
             path="/predict",
             ready="/readyz",
+            processes=[*_PROCESSES, _LANES],
             # It decides itself how long to wait, and refuses what it thinks will take longer than this.
             axes={"batch": [8, 16, 32], "max_latency_ms": [60_000, 1_000]},
         ),
@@ -178,6 +185,7 @@ PEERS = {
             content_type="image/jpeg",
             path="/predict",
             ready="/-/healthz",
+            processes=[*_PROCESSES, _LANES],
         ),
     )
 }

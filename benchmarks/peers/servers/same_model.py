@@ -46,9 +46,10 @@ class Model:
 
     def __init__(self) -> None:
         self._threads = int(SETTINGS["threads"])
-        self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+        self._pool = ThreadPoolExecutor(self._threads * int(SETTINGS["lanes"])) if self._threads > 1 else None
         make = _openvino if SETTINGS["runtime"] == "openvino" else _tensorflow
-        self._infer = make(SETTINGS, self._threads)
+        # `lanes`: calls of `label` side by side, each with `threads` of its own.
+        self._infer = make(SETTINGS, self._threads * int(SETTINGS["lanes"]))
         self._names: list[str] = SETTINGS["labels"]
         blank = np.zeros((*SETTINGS["size"], 3), np.uint8)
         for size in range(1, int(SETTINGS["batch"]) + 1):

@@ -44,7 +44,7 @@ def main() -> None:
             print(
                 path, [(SETTINGS["labels"][index], round(float(scores[index]), 3)) for index in best], file=sys.stderr
             )
-            first.append(int(best[0]))
+            first.append((int(best[0]), float(scores[best[0]])))
         wall_s = time.perf_counter() - started_s
         cpu_s = time.process_time() - cpu_s
         print(
