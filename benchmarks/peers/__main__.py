@@ -6,6 +6,7 @@ turns, and the order moves on each round.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,8 @@ def main() -> None:
     """Parse, run, and show."""
     arguments = _parser().parse_args()
     errors = Console(stderr=True)
+    # Whoever ends this ends the servers that it started, too.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(128 + signal.SIGTERM))
     try:
         if arguments.command == "environments":
             for name in arguments.names or environments.names():
@@ -42,8 +45,10 @@ def main() -> None:
         arguments.pair = _pair(arguments)
         report = FIGURES[arguments.command](arguments)
     except (PeerError, KafkaUnavailable) as error:
-        errors.print(f"[red]{arguments.command}: {error}[/red]", markup=True, highlight=False)
+        errors.print(f"{arguments.command}: {error}", style="red", markup=False, highlight=False)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     _show(report, arguments)
     if not report.good:
         raise SystemExit(1)

@@ -379,7 +379,7 @@ def _search(stage: Stage, peer: Peer, images: int, rounds: int) -> tuple[dict[st
                 try:
                     turns[number].append(one_throughput(stage, peer.name, images, each))
                 except PeerError as error:
-                    say(f"{peer.title}, {_words(each)}: {error}")
+                    say(f"{peer.title}, {_words(each)}: {str(error).splitlines()[0]} {str(error).splitlines()[-1]}")
                 else:
                     say(_line(f"{peer.title}, {_words(each)}", turns[number][-1]))
         stage_found: list[dict[str, Any]] = [
