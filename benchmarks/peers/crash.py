@@ -104,7 +104,7 @@ def _bad(node: KafkaBroker, work: Work, topics: Mapping[str, str], name: str) ->
     shaped = inline_message(no_image, "bad") if name == "ouzel" else PEERS["mlserver-kafka"].body(no_image)
     values: list[bytes | None] = [b"{ no json", b'{"another": "shape"}', shaped, None]
     letters, answers = produced(node, topics["letters"]), produced(node, topics["output"])
-    producer = Producer({"bootstrap.servers": node.bootstrap_servers})
+    producer = Producer(node.client_properties())
     headers: dict[str, str | bytes | None] = dict(MLSERVER_HEADERS if name != "ouzel" else {})
     for number, value in enumerate(values):
         producer.produce(topics["input"], value=value, key=f"bad-{number}".encode(), headers=headers)

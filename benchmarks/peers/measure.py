@@ -194,7 +194,7 @@ def fill(
     node: KafkaBroker, topic: str, messages: Sequence[bytes], count: int, *, mark: str, headers: Mapping[str, str]
 ) -> None:
     """Put `count` messages on a topic, in turn on each partition, with `mark` before the number as the key."""
-    producer = Producer({"bootstrap.servers": node.bootstrap_servers, "linger.ms": 5, "message.max.bytes": 2**24})
+    producer = Producer(node.client_properties(linger_ms=5, message_max_bytes=2**24))
     sent: dict[str, str | bytes | None] = dict(headers)
     for number in range(count):
         while True:
