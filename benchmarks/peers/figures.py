@@ -438,7 +438,7 @@ def photographs(arguments: argparse.Namespace) -> Report:
     named = {"Ouzel, first produce to last event, ms": ours, "the plain script, ms": theirs, "the floor, ms": floors}
     named |= {"the same work over all cores, ms": shared}
     return Report(
-        title=f"Five photographs, Ouzel on {pair} over the plain script on TensorFlow's signature",
+        title=f"{len(values)} photographs, Ouzel on {pair} over the plain script on TensorFlow's signature",
         columns=["", "median (least to most)", ""],
         rows=[
             *([name, str(spread(each)), ""] for name, each in named.items()),
@@ -448,7 +448,7 @@ def photographs(arguments: argparse.Namespace) -> Report:
             ["the least of Ouzel over the least of the script", short(min(ours) / min(theirs)), ""],
         ],
         notes=[
-            f"target <= {_PHOTOGRAPHS_TARGET}; {len(ours)} turns; loading of both excluded; full decode by both",
+            f"target <= {_PHOTOGRAPHS_TARGET}, for the five of birds; {len(ours)} turns; loading of both excluded; full decode by both",
             f"the floor is the slowest of the five decodes and one inference ({infer_ms:.1f} ms, {pair}), nothing else",
             "the same work over all cores: the script's five decodes and five such inferences, shared evenly",
         ],
