@@ -448,7 +448,8 @@ def photographs(arguments: argparse.Namespace) -> Report:
             ["the least of Ouzel over the least of the script", short(min(ours) / min(theirs)), ""],
         ],
         notes=[
-            f"target <= {_PHOTOGRAPHS_TARGET}, for the five of birds; {len(ours)} turns; loading of both excluded; full decode by both",
+            f"target <= {_PHOTOGRAPHS_TARGET}, for the five of birds; {len(ours)} turns",
+            "loading of both excluded; full decode by both",
             f"the floor is the slowest of the five decodes and one inference ({infer_ms:.1f} ms, {pair}), nothing else",
             "the same work over all cores: the script's five decodes and five such inferences, shared evenly",
         ],
