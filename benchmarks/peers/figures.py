@@ -240,7 +240,7 @@ def throughput(arguments: argparse.Namespace) -> Report:
         less = ratios([each.cpu_ms for each in rounds[OUZEL]], [each.cpu_ms for each in rounds[name]])
         ratio_of[name] = (over, less)
         more = statistics.median(1000 * each.driver_cpu_s / each.images for each in rounds[name])
-        held = short(statistics.median(each.resident_mib for each in rounds[name]))
+        held = "-" if name == BARE else short(statistics.median(each.resident_mib for each in rounds[name]))
         beside = ["1", "1"] if name == OUZEL else [str(over), str(less)]
         rows.append([shown[name], str(rate), str(cpu), *beside, short(more), held])
     notes = [
