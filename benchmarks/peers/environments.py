@@ -38,7 +38,7 @@ def versions(name: str, packages: Sequence[str]) -> dict[str, str]:
     pins = {}
     for line in (REQUIREMENTS / f"{name}.txt").read_text().splitlines():
         package, _, version = line.partition("==")
-        pins[package.lower()] = version
+        pins[package.lower().replace("_", "-")] = version  # pip writes either
     return {package: pins[package] for package in packages if package in pins}
 
 

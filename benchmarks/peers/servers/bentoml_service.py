@@ -1,9 +1,9 @@
 """BentoML: an API of lists that BentoML batches over requests; images in base64."""
 
-import base64
 from typing import Any
 
 import bentoml
+import pybase64
 from same_model import SETTINGS, Model
 
 
@@ -28,4 +28,4 @@ class Labeler:
     )
     def predict(self, images: list[str]) -> list[list[dict[str, Any]]]:
         """Images in base64 -> the labels of each."""
-        return self._model.label([base64.b64decode(each) for each in images])
+        return self._model.label([pybase64.b64decode(each) for each in images])

@@ -1,10 +1,10 @@
 """MLServer: an inference request with the image in base64, over HTTP or Kafka, in MLServer's adaptive batches."""
 
 import asyncio
-import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import pybase64
 from mlserver import MLModel
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
 from same_model import SETTINGS, Model
@@ -29,4 +29,4 @@ class Labeler(MLModel):
         return InferenceResponse(model_name=self.name, outputs=[output])
 
     def _label(self, images: list[str]) -> list[str]:
-        return [json.dumps(labels) for labels in self._labeler.label([base64.b64decode(each) for each in images])]
+        return [json.dumps(labels) for labels in self._labeler.label([pybase64.b64decode(each) for each in images])]
