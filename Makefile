@@ -12,7 +12,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 AUDIT := $(VENV)-audit
 AUDIT_STAMP := $(AUDIT)/.installed
 
-.PHONY: help demo run test check lint format types unit contract integration fuzz hostile audit install install-dev lock image clean
+.PHONY: help demo run test check lint format types unit contract integration fuzz hostile guard audit install install-dev lock image clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ hostile: $(DEV_STAMP)  ## BAD hostile messages among GOOD ones, through a real b
 
 test: lint types  ## Everything, on a real Apache Kafka fetched by Maven
 	$(BIN)/pytest -q -n $(WORKERS) $(LONGEST_FIRST) tests/chaos tests/integration tests/contract tests/fuzz tests/unit
+
+guard: $(DEV_STAMP)  ## Ratios of one short `ouzel bench` against wide bounds: has the stream become slow?
+	$(BIN)/python -m benchmarks.guard
 
 $(AUDIT_STAMP): requirements-audit.lock
 	$(PYTHON) -m venv $(AUDIT)
