@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.cold_start import started
 from benchmarks.growth.curve import Curve, Found, interleaved, middle, say, short, text
-from benchmarks.growth.draw import COLOURS, from_zero, legend, panels
+from benchmarks.growth.draw import COLOURS, legend, panels
 from consumer.adapters.runtimes.kinds import KINDS, is_installed
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def draw(found: Found, figure: "Figure") -> None:
         panel.invert_yaxis()
         panel.grid(visible=False, axis="y")
     legend(seconds)
-    from_zero(memory)
 
 
 def table(found: Found) -> list[list[str]]:

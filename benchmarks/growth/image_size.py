@@ -4,7 +4,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.growth.curve import Curve, Found, Point, middle, say, short, text
-from benchmarks.growth.draw import COLOURS, from_zero, legend, line, log_x, panels, stacked
+from benchmarks.growth.draw import COLOURS, legend, line, log_x, panels, stacked
 from benchmarks.growth.stream import model_overrides
 from benchmarks.replicas import ROOT
 
@@ -19,7 +19,7 @@ def measure(options: Namespace) -> Found:
     """`ouzel bench` at each size, without its latencies."""
     points: list[Point] = []
     facts: dict[str, Any] = {}
-    for size in options.sizes or (SIZES_MP[:2] if options.quick else SIZES_MP):
+    for size in options.sizes or ((0.1, 1.0) if options.quick else SIZES_MP):
         summary = _bench(float(size), options)
         facts = {"model": summary["facts"]["model"], "broker": summary["facts"]["broker"]}
         points.append(_point(float(size), summary))
@@ -31,13 +31,14 @@ def _bench(megapixels: float, options: Namespace) -> dict[str, Any]:
     import os
 
     from consumer.bench.children import environment
-    from consumer.bench.session import QUICK, Plan, Told, bench
+    from consumer.bench.results import QUICK, Plan
+    from consumer.bench.session import Told, bench
     from consumer.bench.summary import summarize
 
     plan = Plan(
         megapixels=megapixels,
         rounds=options.rounds,
-        seconds=QUICK.seconds if options.quick else options.seconds,
+        seconds=2.0 if options.quick else options.seconds,
         stage_seconds=QUICK.stage_seconds if options.quick else 1.0,
         sizes=(),
         loads=(),
@@ -81,19 +82,23 @@ def _short(figure: dict[str, float]) -> dict[str, float]:
 
 
 def draw(found: Found, figure: "Figure") -> None:
-    """Images/s with the roofline; CPU an image by parts."""
+    """Images/s with the roofline; the parts of the CPU."""
     points = found["points"]
     sizes = [point["megapixels"] for point in points]
-    rate, cpu = panels(figure, "images/s", "CPU-ms an image")
+    rate, cpu = panels(figure, "images/s", "shares of the CPU an image, %")
     line(rate, points, "megapixels", "roofline_images_per_s", label="roofline", colour=COLOURS[2])
     line(rate, points, "megapixels", "images_per_s", label="achieved")
     log_x(rate, sizes, name="megapixels")
     rate.set_yscale("log")
     legend(rate)
     parts = {name: [max(0.0, point["parts_cpu_ms"][name]) for point in points] for name in _PARTS}
-    stacked(cpu, [f"{size:g}" for size in sizes], parts)
+    wholes = [sum(column) for column in zip(*parts.values(), strict=True)]
+    shares = {
+        name: [100 * v / whole for v, whole in zip(values, wholes, strict=True)] for name, values in parts.items()
+    }
+    stacked(cpu, [f"{size:g}" for size in sizes], shares)
     cpu.set_xlabel("megapixels")
-    from_zero(cpu)
+    cpu.set_xlim(right=1.75 * len(sizes) - 0.75)  # room for the names of the parts
     legend(cpu)
 
 

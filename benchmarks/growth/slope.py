@@ -61,7 +61,7 @@ def fit(xs: Sequence[float], ys: Sequence[float], *, confidence: float = CONFIDE
 
 def t_quantile(probability: float, freedom: float) -> float:
     """Of Student's t. In closed form below 3 degrees of freedom, else by the asymptotic expansion of Abramowitz and
-    Stegun (Handbook of Mathematical Functions, 26.7.5), right to 1 % from 3 degrees on for 0.9 to 0.99.
+    Stegun (Handbook of Mathematical Functions, 26.7.5), right to 1 % from 3 degrees on for 0.9 to 0.975.
 
     Between 1 and 2, and between 2 and 3 degrees it takes the lower: the wider interval. Raises ValueError below 1.
     """

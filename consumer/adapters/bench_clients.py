@@ -97,7 +97,7 @@ class Topics:
         """Delete these topics and groups, as far as they are there and the broker lets us."""
         deleted = [
             *self._admin.delete_topics(list(topics), operation_timeout=_ANSWER_S).values(),
-            *self._admin.delete_consumer_groups(list(groups), request_timeout=_ANSWER_S).values(),
+            *(self._admin.delete_consumer_groups(list(groups), request_timeout=_ANSWER_S) if groups else {}).values(),
         ]
         for future in deleted:
             try:
