@@ -58,9 +58,10 @@ class Asked:
 
     cores: int = 2
     """Of a replica."""
-    load: float | None = None
-    """Share of the throughput that is used; None: the highest measured one whose p99 is within `p99_ms`."""
-    p99_ms: float = 250.0
+    load: float = 0.7
+    """Share of the throughput that is used."""
+    p99_ms: float | None = None
+    """If given, the load is the highest measured one whose p99 is within it."""
     price: float = 0.05
     """Of a core-hour, in whatever currency."""
     replication: int = 3
@@ -73,8 +74,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     default = Asked()
     parser.add_argument("--bench", type=Path, required=True, help="what `ouzel bench --json` wrote")
     parser.add_argument("--cores", type=int, default=default.cores, help=f"of a replica; {default.cores}")
-    parser.add_argument("--load", type=float, help="share of the throughput that is used; else by --p99-ms")
-    parser.add_argument("--p99-ms", type=float, default=default.p99_ms, help=f"wanted; {default.p99_ms:g}")
+    parser.add_argument("--load", type=float, default=default.load, help="share of the throughput that is used; 0.7")
+    parser.add_argument("--p99-ms", type=float, help="wanted; the load is then the highest measured one that keeps it")
     parser.add_argument(
         "--price", type=float, default=default.price, help=f"of a core-hour; {default.price:g}, assumed"
     )
@@ -113,11 +114,11 @@ def measured(bench: Mapping[str, Any]) -> Measured:
 
 def usable_load(found: Measured, wanted: Asked) -> float:
     """The share of the throughput that is planned with. Raises ValueError where no measured load is quick enough."""
-    if wanted.load is not None:
+    if wanted.p99_ms is None:
         return wanted.load
     quick = [load for load, p99_ms in found.loads if p99_ms <= wanted.p99_ms]
     if not quick:
-        raise ValueError(f"at no measured load is the p99 within {wanted.p99_ms:g} ms: give --load or another --p99-ms")
+        raise ValueError(f"at no measured load is the p99 within {wanted.p99_ms:g} ms: leave --p99-ms out, or raise it")
     return max(quick)
 
 

@@ -20,6 +20,7 @@ from benchmarks.growth.stream import Stream, facts, model_overrides, photographs
 from consumer.bench.children import asked
 from consumer.bench.latency import Level, Load
 from consumer.bench.service_run import Names, Service
+from consumer.bench.workload import Workload
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,14 +95,15 @@ def measure(options: Namespace) -> Found:
     part_s = min(_MINUTE_S, minutes * _MINUTE_S / 3)
     period_s = min(_SAMPLE_S, part_s / 10)
     with stream() as running:
-        rate = options.rate or LOAD * _capacity(running, 1_000 if options.quick else 6_000)
+        workload = photographs(running, _MEGAPIXELS)
+        rate = options.rate or LOAD * _capacity(running, workload, 1_000 if options.quick else 6_000)
         say(f"{rate:.1f} images/s for {minutes:g} minutes")
         running.create_kept_briefly("soak", retention_ms=_RETENTION_MS)
         names = running.names("soak", partitions=running.partitions)
         with running.service(names, model_overrides()) as service:
             service.wait_until_ready()
             levels, sampler = _load(
-                running, service, names, rate=rate, minutes=minutes, part_s=part_s, period_s=period_s
+                running, workload, service, names, rate=rate, minutes=minutes, part_s=part_s, period_s=period_s
             )
             counted = {
                 "inputs": running.topics.records("soak"),
@@ -127,9 +129,8 @@ def nothing_lost(counted: Mapping[str, Any]) -> bool:
     return counted["inputs"] == counted["events"] and not counted["dead_letters"] and not counted["unanswered"]
 
 
-def _capacity(running: Stream, images: int) -> float:
-    bodies = list(photographs(running, _MEGAPIXELS).bodies)
-    backlog = running.fill("capacity", bodies, images)
+def _capacity(running: Stream, workload: Workload, images: int) -> float:
+    backlog = running.fill("capacity", workload.bodies, images)
     rate = running.run(backlog, model_overrides()).window.rate
     running.drop(backlog)
     say(f"on a backlog {rate:.1f} images/s")
@@ -137,9 +138,16 @@ def _capacity(running: Stream, images: int) -> float:
 
 
 def _load(
-    running: Stream, service: Service, names: Names, *, rate: float, minutes: float, part_s: float, period_s: float
+    running: Stream,
+    workload: Workload,
+    service: Service,
+    names: Names,
+    *,
+    rate: float,
+    minutes: float,
+    part_s: float,
+    period_s: float,
 ) -> tuple[list[Level], Sampler]:
-    workload = photographs_once(running)
     load = Load(running.settings.kafka, workload, "raw", "soak")
     levels: list[Level] = []
     log = running.folder / "generator.log"
@@ -163,16 +171,6 @@ def _load(
             held = sampler.samples[-1]["rss_bytes"] / 2**20 if sampler.samples else 0.0
             say(f"{number + 1} of {parts}: {p99}, {held:.0f} MiB, {level.unanswered} without an answer")
     return levels, sampler
-
-
-def photographs_once(running: Stream) -> Any:
-    """Those of the capacity run where it was made."""
-    folder = running.folder / f"images-{_MEGAPIXELS:g}"
-    if folder.exists():
-        from consumer.bench.workload import Workload, read_bodies
-
-        return Workload(folder, "", _MEGAPIXELS, read_bodies(folder, _MEGAPIXELS), [_MEGAPIXELS])
-    return photographs(running, _MEGAPIXELS)
 
 
 def _minute(level: Level, seconds: float) -> dict[str, Any]:
