@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.growth import planner, tables
-from benchmarks.growth.curve import Curve, document, say
+from benchmarks.growth.curve import Curve, Found, document, say
 from benchmarks.growth.curves import CURVES
 from benchmarks.growth.draw import draw
 from benchmarks.replicas import ROOT
@@ -19,7 +19,7 @@ _ROUNDS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 1 with why."""
+    """Exit code 0; 1 with why, and after a soak in which an image was lost, doubled or refused."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)
     out: Path = options.out or (QUICK if getattr(options, "quick", False) else DOCS)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.do == "planner":
             sys.stdout.write(planner.page(json.loads(options.bench.read_text()), planner.asked(options)) + "\n")
         else:
-            _curve(CURVES[options.do], options, words, out)
+            return _curve(CURVES[options.do], options, words, out)
     except (OuzelError, ValueError) as error:
         remedy = getattr(error, "remedy", "")
         say(f"{error}{f'; {remedy}' if remedy else ''}")
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _curve(curve: Curve, options: argparse.Namespace, words: Sequence[str], out: Path) -> None:
+def _curve(curve: Curve, options: argparse.Namespace, words: Sequence[str], out: Path) -> int:
     if not options.redraw:
         options.rounds = options.rounds or (1 if options.quick else _ROUNDS)
         found = document(curve, curve.measure(options), words)
@@ -49,7 +49,7 @@ def _curve(curve: Curve, options: argparse.Namespace, words: Sequence[str], out:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         say(f"figures: {path}")
-    redraw(curve, out)
+    return 0 if redraw(curve, out).get("counted", {}).get("nothing_lost", True) else 1
 
 
 def figures_path(out: Path, curve: Curve) -> Path:
@@ -62,15 +62,16 @@ def picture_path(out: Path, curve: Curve) -> Path:
     return out / "images" / f"growth-{curve.name}.svg"
 
 
-def redraw(curve: Curve, out: Path) -> None:
-    """The picture from the points."""
+def redraw(curve: Curve, out: Path) -> Found:
+    """The picture from the points, which it returns."""
     path = picture_path(out, curve)
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(figures_path(out, curve).read_text())
+    found: Found = json.loads(figures_path(out, curve).read_text())
     draw(curve, found, path)
     say(f"picture: {path}")
     for row in curve.table(found):
         say(" | ".join(row))
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.growth.curve import Curve, Found, Point, middle, say, short, text
 from benchmarks.growth.draw import COLOURS, legend, line, log_x, panels, stacked
-from benchmarks.growth.stream import model_overrides
+from benchmarks.growth.stream import model_overrides, model_says
 from benchmarks.replicas import ROOT
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def measure(options: Namespace) -> Found:
     facts: dict[str, Any] = {}
     for size in options.sizes or ((0.1, 1.0) if options.quick else SIZES_MP):
         summary = _bench(float(size), options)
-        facts = {"model": summary["facts"]["model"], "broker": summary["facts"]["broker"]}
+        facts = {"models": [model_says(summary["facts"]["model"])], "broker": summary["facts"]["broker"]}
         points.append(_point(float(size), summary))
         say(f"{size:g} MP: {middle(points[-1], 'images_per_s'):.1f} images/s, ratio {middle(points[-1], 'ratio'):.3f}")
     return {"facts": facts | {"rounds": options.rounds}, "points": points}

@@ -88,6 +88,7 @@ def _watch(running: Stream, names: Names, services: Sequence[Service], count: in
         service.wait_until_ready()
     usages = [Usage(service.child.process.pid, running.broker.pid) for service in services]
     looks: list[Look] = []
+    running.note_model(services[0])
     until_s = time.monotonic() + _GIVE_UP_S
     while not looks or looks[-1].done < count:
         waiting = tuple(_waiting(service) for service in services)

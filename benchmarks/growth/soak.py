@@ -102,6 +102,7 @@ def measure(options: Namespace) -> Found:
         names = running.names("soak", partitions=running.partitions)
         with running.service(names, model_overrides()) as service:
             service.wait_until_ready()
+            running.note_model(service)
             levels, sampler = _load(
                 running, workload, service, names, rate=rate, minutes=minutes, part_s=part_s, period_s=period_s
             )

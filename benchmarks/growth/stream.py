@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
+import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,8 @@ class Stream:
         self.settings: Settings = load_with_sources(None, dict(broker.overrides))[0]
         self.topics = Topics(client_properties(self.settings.kafka, "admin"))
         self._runs = 0
+        self.models: set[str] = set()
+        """Those that labelled."""
 
     @property
     def partitions(self) -> int:
@@ -156,12 +159,34 @@ class Stream:
                 interval_s=LOOK_S,
                 tell=tell,
             )
+            self.note_model(service)
         self.topics.delete([names.output_topic, names.dead_letter_topic], [names.group_id])
         return found
+
+    def note_model(self, service: Service) -> None:
+        """Which model a replica says it has."""
+        self.models |= models_in(service.metrics())
 
     def drop(self, backlog: Backlog) -> None:
         """Its room on the disk is free again."""
         self.topics.delete([backlog.topic], [])
+
+
+_MODEL_INFO = re.compile(r"ouzel_model_info\{(.*)\}$")
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+def models_in(metrics: Iterable[str]) -> set[str]:
+    """What a replica's metrics, by name with labels, say of its model."""
+    found = filter(None, map(_MODEL_INFO.match, metrics))
+    return {model_says(dict(_LABEL.findall(each[1]))) for each in found}
+
+
+def model_says(about: Mapping[str, str]) -> str:
+    """A model in a few words, from its name, runtime and precision."""
+    if about["runtime"] == "null":
+        return "no model"
+    return f"{about['name']} in {about['runtime']} {about['precision']}"
 
 
 @contextmanager
@@ -202,4 +227,4 @@ def figures(run: BacklogRun) -> dict[str, float]:
 
 def facts(stream_: Stream, **more: Any) -> dict[str, Any]:
     """What is the same for all points of a curve."""
-    return {"broker": stream_.broker.says, **more}
+    return {"broker": stream_.broker.says, "models": sorted(stream_.models), **more}

@@ -67,4 +67,5 @@ def made_by(found: Found) -> str:
     rounds = found["facts"].get("rounds")
     of_rounds = f" {rounds} rounds in turn: median (least-most)." if rounds and rounds > 1 else ""
     cores = f"{machine['cores']} virtual core{'s' if machine['cores'] > 1 else ''}"
-    return f"`{found['command']}`.{of_rounds} {cores} of {machine['cpu']} ({flags}); {versions}."
+    models = "".join(f"{name}; " for name in found["facts"].get("models", []) if name != "no model")
+    return f"`{found['command']}`.{of_rounds} {models}{cores} of {machine['cpu']} ({flags}); {versions}."

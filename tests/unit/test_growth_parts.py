@@ -11,6 +11,7 @@ from benchmarks.growth.curve import merged, text
 from benchmarks.growth.padded import padded, tiny_jpeg
 from benchmarks.growth.replicas import Look, steady
 from benchmarks.growth.soak import nothing_lost, total
+from benchmarks.growth.stream import models_in
 from consumer.adapters.image_structure import refuse_costly
 from consumer.bench.usage import Sample
 
@@ -94,6 +95,12 @@ def test_a_run_that_slows_down_is_not_flat() -> None:
 
 
 # --- rounds and counts ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_named_as_its_replica_names_it() -> None:
+    labels = 'digest="sha256:00",name="birds",precision="bf16",runtime="openvino",version="1"'
+    assert models_in([f"ouzel_model_info{{{labels}}}", "ouzel_inflight_messages"]) == {"birds in openvino bf16"}
+    assert models_in(['ouzel_model_info{name="null",precision="f32",runtime="null"}']) == {"no model"}
 
 
 def test_a_figure_says_its_spread() -> None:
