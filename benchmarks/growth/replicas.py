@@ -42,7 +42,7 @@ def measure(options: Namespace) -> Found:
     counts = [int(each) for each in options.sizes or range(1, min(4, len(cores)) + 1)]
     if max(counts) > len(cores):
         raise ValueError(f"{max(counts)} replicas do not have a core each: there are {len(cores)}")
-    images = options.images or (3_000 if options.quick else 6_000)
+    images = options.images or (1_800 if options.quick else 6_000)
     with stream() as running:
         bodies = list(photographs(running, _MEGAPIXELS).bodies)
         # As many partitions as every number of replicas divides: each has its share of the work.
