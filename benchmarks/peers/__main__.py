@@ -55,11 +55,10 @@ def main() -> None:
 
 
 def _pair(arguments: argparse.Namespace) -> Pair:
-    if arguments.precision == "bf16":
-        if not BF16 & set(cpu_flags()):
-            raise PeerError("this CPU has neither avx512_bf16 nor amx_bf16, and would only run slower")
-        if arguments.runtime != "openvino":
-            raise PeerError("bf16 is compared on OpenVINO only")
+    if arguments.precision == "bf16" and not BF16 & set(cpu_flags()):
+        raise PeerError("this CPU has neither avx512_bf16 nor amx_bf16, and would only run slower")
+    if arguments.precision != "f32" and arguments.runtime != "openvino":
+        raise PeerError(f"{arguments.precision} is compared on OpenVINO only")
     return Pair(arguments.runtime, arguments.precision)
 
 
@@ -93,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in helps.items():
         each = commands.add_parser(name, help=text)
         each.add_argument("--runtime", choices=["openvino", "tensorflow"], default="openvino", help="of both sides")
-        each.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="of both sides")
+        each.add_argument("--precision", choices=["f32", "bf16", "int8"], default="f32", help="of both sides")
         each.add_argument("--peers", nargs="+", choices=list(PEERS), default=None, help="only these (default: all)")
         each.add_argument("--rounds", type=int, default=3 if name != "photographs" else 20, help="turns of each")
         each.add_argument("--images", type=int, default=0, help="images in a measurement")

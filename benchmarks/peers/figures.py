@@ -33,7 +33,15 @@ BARE = "bare"
 _THROUGHPUT_TARGETS = {"openvino": (1.5, 0.65), "tensorflow": (1.2, 0.85)}
 """images/s and CPU-ms an image, Ouzel over MLServer's Kafka mode."""
 _PHOTOGRAPHS_TARGET = 0.45
-OUZEL, OUZEL_RAW = "ouzel", "ouzel-raw"
+OUZEL, OUZEL_RAW, OUZEL_SIMD = "ouzel", "ouzel-raw", "ouzel-simd"
+_OWN = {
+    OUZEL: ("Kafka", "inline", {}),
+    OUZEL_RAW: ("Kafka, JPEGs as they are", "raw", {}),
+    OUZEL_SIMD: ("Kafka, JPEGs as they are, decode.resizer simd", "raw", {"OUZEL_DECODE__RESIZER": "simd"}),
+}
+"""Ouzel's own rows: what is said of it, the form of a message, and settings that are no default."""
+_SCORES_APART = {"f32": 2e-3, "bf16": 5e-2, "int8": 2e-1}
+"""How far the scores of a pair may be from the plain script's, which computes in float32."""
 
 _terminal = Console(stderr=True)
 
@@ -53,7 +61,7 @@ def chosen_peers(arguments: argparse.Namespace) -> list[Peer]:
 
 def titles(peers: Sequence[Peer]) -> dict[str, str]:
     """With versions, as the tables show them."""
-    own = {OUZEL: f"Ouzel {__version__}, Kafka", OUZEL_RAW: f"Ouzel {__version__}, Kafka, JPEGs as they are"}
+    own = {name: f"Ouzel {__version__}, {says}" for name, (says, _form, _settings) in _OWN.items()}
     for peer in peers:
         name, _, door = peer.title.partition(", ")
         pins = environments.versions(peer.environment, peer.packages)
@@ -119,7 +127,7 @@ def alike(found: Mapping[str, Sequence[First]], pair: Pair) -> bool:
 
     The plain script computes in float32 always.
     """
-    apart = 2e-3 if pair.precision == "f32" else 5e-2
+    apart = _SCORES_APART[pair.precision]
     reference = found["script"]
     return all(
         index == wanted and abs(score - expected) <= apart
@@ -203,8 +211,9 @@ def one_throughput(stage: Stage, name: str, images: int, chosen: Mapping[str, An
     node, work, pair = stage.node, stage.work, stage.pair
     if name == BARE:
         return bare(stage, images)
-    if name in (OUZEL, OUZEL_RAW):
-        with measure.ouzel(node, work, pair, form="raw" if name == OUZEL_RAW else "inline") as streaming:
+    if name in _OWN:
+        _says, form, more = _OWN[name]
+        with measure.ouzel(node, work, pair, form=form, more=more) as streaming:
             return measure.kafka_throughput(node, streaming, images)
     peer = PEERS[name]
     settings = peer.best(pair) if chosen is None else chosen
@@ -219,7 +228,7 @@ def throughput(arguments: argparse.Namespace) -> Report:
     peers, work, pair = chosen_peers(arguments), Work(), arguments.pair
     versions = runtime_versions(peers, pair)
     images = arguments.images or 1_500
-    names = [OUZEL, OUZEL_RAW, *(peer.name for peer in peers), BARE]
+    names = [*_OWN, *(peer.name for peer in peers), BARE]
     shown = {**titles(peers), BARE: "decode and inference, no server"}
     rounds: dict[str, list[Measured]] = {name: [] for name in names}
     with KafkaBroker() as node:

@@ -4,10 +4,12 @@ import base64
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import orjson
@@ -23,6 +25,10 @@ BUILD = ROOT / "build" / "peers"
 """Environments, scratch files and artifacts made here; ignored by git."""
 _PHOTOGRAPHS = ROOT / "consumer" / "data" / "photographs"
 _SMALL = (640, 480)
+_OF = "__"
+"""In the name of a crop, after the photograph that it is of."""
+_CROPS = 40
+"""Of each photograph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +82,12 @@ class Work:
         assert self.package.labels is not None
         count = self.package.spec.output.classes
         labels = load_labels(self.package.labels, count)
+        # int8 is in the graph itself, bf16 in how a graph in float32 is run.
+        int8 = pair.precision == "int8"
         return {
-            "model": str(self.package.files),
+            "model": str(variant(self, pair) / "model" / "model.xml" if int8 else self.package.files),
             "runtime": pair.runtime,
-            "precision": pair.precision,
+            "precision": "f32" if int8 else pair.precision,
             "size": list(image.size),
             "crop": image.crop,
             "resize": image.resize.upper(),
@@ -90,7 +98,7 @@ class Work:
         }
 
     def ouzel_environment(self, pair: Pair) -> dict[str, str]:
-        """The variables that have Ouzel run the same. Raises PeerError where the artifact for bf16 is not made."""
+        """The variables that have Ouzel run the same. Raises PeerError where a variant cannot be made."""
         own = dict(self._birds.environment) if self._birds else {}
         if pair.precision != "f32":
             own = {"OUZEL_MODEL__SOURCE": str(variant(self, pair)), "OUZEL_MODEL__ALLOW_PROVISIONAL": "true"}
@@ -112,12 +120,12 @@ def as_offset(image: InputSpec) -> tuple[float, float]:
 
 
 def variant(work: Work, pair: Pair) -> Path:
-    """Ouzel's artifact of the model in half precision, made at the first call by `ouzel model optimize`.
+    """Ouzel's artifact of the model in another precision, made at the first call by `ouzel model optimize`.
 
     Raises:
         PeerError: it cannot be made here.
     """
-    kind = {"openvino": "openvino-bf16", "tensorflow": "tf-bf16"}[pair.runtime]
+    kind = f"{pair.runtime}-{pair.precision}"
     folder = BUILD / f"{work.model}-{kind}"
     if not folder.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
@@ -127,8 +135,8 @@ def variant(work: Work, pair: Pair) -> Path:
             [
                 *(sys.executable, "-m", "consumer", "model", "optimize"),
                 str(work.package.files) if work.model == "birds" else "default",
-                *("--to", kind, "--output", str(folder), "--images", str(work.photographs[0].parent)),
-                *("--allow-small", "--rounds", "1"),
+                *("--to", kind, "--output", str(folder), "--images", str(_crops(work.photographs))),
+                *("--cluster-by", _OF, "--calibration", str(_CROPS), "--allow-small", "--rounds", "1"),
             ],
             cwd=ROOT,
             env=environment | labels,
@@ -138,6 +146,24 @@ def variant(work: Work, pair: Pair) -> Path:
         )
         if made.returncode:
             raise PeerError(f"ouzel model optimize --to {kind} ended with {made.returncode}:\n{made.stderr[-2000:]}")
+    return folder
+
+
+def _crops(photographs: Sequence[Path]) -> Path:
+    """A folder of crops, flipped or not: too few are the photographs themselves to calibrate int8 on."""
+    folder, random = BUILD / "crops", Random(0)  # noqa: S311  no secret
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in photographs:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        for number in range(_CROPS):
+            width, height = (round(side * random.uniform(0.6, 1)) for side in image.size)
+            left, top = random.randint(0, image.width - width), random.randint(0, image.height - height)
+            crop = image.crop((left, top, left + width, top + height))
+            if random.random() < 0.5:
+                crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            crop.thumbnail((800, 800))
+            crop.save(folder / f"{path.stem.replace(_OF, '-')}{_OF}{number}.jpg", quality=92)
     return folder
 
 
