@@ -221,6 +221,7 @@ def choose_runtime(settings: Settings, package: ModelPackage, *, preferred: str 
             device=model.device,
             batch_size=settings.batch.max_size,
             cache=cache_folder(),
+            streams=model.streams,
         )
     if only not in {"", model.runtime}:
         raise CannotRun(
@@ -239,12 +240,16 @@ def open_runtime(settings: Settings, package: ModelPackage, *, preferred: str = 
     choice = choose_runtime(settings, package, preferred=preferred)
     if model.runtime == "auto":
         logger.info("runtime {}: {}", choice.runtime, choice.why)
+    kind = kind_of(choice.runtime)
+    # Streams that autotuning found for the model before this one are no demand of the user's.
+    streams = model.streams if kind.has_streams or not model.autotune else 0
     return open_kind(
-        kind_of(choice.runtime),
+        kind,
         package,
         threads=model.threads or quota_cores(),
         device=model.device,
         cache=cache_folder(),
+        streams=streams,
     )
 
 

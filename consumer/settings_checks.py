@@ -142,6 +142,9 @@ def _model(settings: Settings) -> Iterator[Conflict]:
     if not re.fullmatch(r"auto|cpu|gpu(:\d+)?", model.device):
         fix = 'give "auto", "cpu", or "gpu:0" and so on'
         yield Conflict(("model.device",), f"{model.device!r} is no device", fix)
+    if model.streams and model.runtime not in {"auto", "openvino"}:
+        fix = 'set model.streams = 0, or model.runtime = "openvino"'
+        yield Conflict(("model.streams", "model.runtime"), f"{model.runtime} has no streams", fix)
 
 
 def _stores(settings: Settings) -> Iterator[Conflict]:

@@ -101,6 +101,10 @@ class ModelSettings(Section):
     infer_deadline_ms: Milliseconds = 120_000
     threads: Annotated[int, Field(ge=0)] = 0
     """0: as many as the cgroup's quota has cores."""
+    streams: Annotated[int, Field(ge=0)] = 0
+    """Of OpenVINO; 0: as many as it thinks best."""
+    autotune: bool = False
+    autotune_budget_ms: Annotated[int, Field(ge=500)] = 5_000
     allow_provisional: bool = False
     download_deadline_ms: Annotated[int, Field(ge=1_000)] = 600_000
     cache_versions: Count = 3

@@ -5,9 +5,7 @@ compared, and timed, in turns, so that what else the machine does meets each of 
 that it depends on. One candidate alone is neither compared nor timed.
 """
 
-import json
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from loguru import logger
 from consumer.adapters.cpu_flags import cpu_flags, cpu_name
 from consumer.adapters.runtimes.compiled_cache import key_of
 from consumer.adapters.runtimes.kinds import KINDS, NATIVE, Kind, candidates, made_for
+from consumer.adapters.runtimes.remembered import read_remembered, remember
 from consumer.adapters.runtimes.trial import Trial, TrialFailed
 from consumer.errors import CannotRun, DeviceMissing, ModelError
 from consumer.model_spec import ModelFormat, ModelPackage
@@ -34,7 +33,6 @@ _SECONDS = 0.3
 _DEADLINE_S = 300.0
 """For each answer of a trial; a runtime may have to convert the model first."""
 _FILE = "runtime-choices.json"
-_KEEP = 64
 # Raised when what is compared or timed changes.
 _RECIPE = 2
 
@@ -64,7 +62,9 @@ class Tried:
         return statistics.median(self.rates) if self.rates else 0.0
 
 
-def choose_runtime(package: ModelPackage, *, threads: int, device: str, batch_size: int, cache: Path) -> Choice:
+def choose_runtime(
+    package: ModelPackage, *, threads: int, device: str, batch_size: int, cache: Path, streams: int = 0
+) -> Choice:
     """The runtime for this model here: remembered, or tried now, which takes some seconds a candidate.
 
     Args:
@@ -73,6 +73,7 @@ def choose_runtime(package: ModelPackage, *, threads: int, device: str, batch_si
         device: `auto`, `cpu`, `gpu:0`, ...
         batch_size: the largest, at which they are timed.
         cache: where the choice is remembered, and runtimes keep what they compile.
+        streams: `model.streams`: where it is set, one that has none is passed over.
 
     Raises:
         CannotRun: no runtime that is installed runs it.
@@ -89,36 +90,56 @@ def choose_runtime(package: ModelPackage, *, threads: int, device: str, batch_si
         {
             "recipe": _RECIPE,
             "digest": package.digest,
-            "runtimes": {kind.name: _version(kind) for kind in fit},
+            "runtimes": {kind.name: version_of(kind) for kind in fit},
             "cpu": [cpu_name(), *sorted(cpu_flags())],
             "threads": threads,
             "device": device,
             "batch_size": batch_size,
+            **({"streams": streams} if streams else {}),
         }
     )
     names = [kind.name for kind in fit]
-    remembered = _read(cache / _FILE).get(key)
+    remembered = read_remembered(cache / _FILE).get(key)
     if isinstance(remembered, Mapping) and remembered.get("runtime") in names:
         return Choice(str(remembered["runtime"]), f"{remembered.get('why', '')} (remembered)")
     logger.info("trying {} with {}, once", ", ".join(kind.title for kind in fit), package.spec.name)
-    tried = _try_all(fit, package, threads=threads, device=device, batch_size=batch_size, cache=cache)
+    tried = _try_all(fit, package, threads=threads, device=device, batch_size=batch_size, cache=cache, streams=streams)
     choice = decide(tried, batch_size, package.spec.format)
-    _remember(cache, key, choice)
+    remember(cache / _FILE, key, {"runtime": choice.runtime, "why": choice.why})
     return choice
 
 
 def decide(tried: Sequence[Tried], batch_size: int, form: ModelFormat) -> Choice:
     """The fastest that agrees; of two within 5 %, the one that `KINDS` has first. Raises: see `choose_runtime`."""
-    ran = [each for each in tried if each.scores is not None]
-    _refuse_broken(tried, ran)
-    reference = _reference(ran, NATIVE[form])
-    agreeing = [each for each in ran if _difference(each, reference) <= TOLERANCE]
+    reference, agreeing = _agreeing(tried, form)
     best = max(each.images_per_s for each in agreeing)
     order = [kind.name for kind in KINDS]
     chosen = min(
         (each for each in agreeing if each.images_per_s >= best * _TIE), key=lambda each: order.index(each.kind.name)
     )
     return Choice(chosen.kind.name, "; ".join(_reasons(tried, chosen, reference, batch_size)))
+
+
+def _agreeing(tried: Sequence[Tried], form: ModelFormat) -> tuple[Tried, list[Tried]]:
+    """Whose scores are right, and all who give them. Raises: see `choose_runtime`."""
+    ran = [each for each in tried if each.scores is not None]
+    _refuse_broken(tried, ran)
+    reference = _reference(ran, NATIVE[form])
+    return reference, [each for each in ran if _difference(each, reference) <= TOLERANCE]
+
+
+def agreeing_runtimes(
+    package: ModelPackage, *, threads: int, device: str, batch_size: int, cache: Path
+) -> tuple[list[str], list[str]]:
+    """All that are installed and give the same scores, the lightest first; and what is the matter with the others, for
+    people. Each is tried in a process of its own, one after the other. Arguments and errors as of `choose_runtime`."""
+    fit = candidates(package)
+    if len(fit) == 1:
+        return [fit[0].name], []
+    tried = _try_all(fit, package, threads=threads, device=device, batch_size=batch_size, cache=cache, rounds=0)
+    reference, agreeing = _agreeing(tried, package.spec.format)
+    passed_over = _reasons(tried, reference, reference, batch_size)[1:]
+    return [each.kind.name for each in agreeing], [said for said in passed_over if said.startswith("not ")]
 
 
 def _reasons(tried: Sequence[Tried], chosen: Tried, reference: Tried, batch_size: int) -> list[str]:
@@ -168,7 +189,9 @@ def _refuse_broken(tried: Sequence[Tried], ran: Sequence[Tried]) -> None:
     raise error(f"no runtime that is installed runs the model: {reasons}", remedy=remedy or "`ouzel doctor` says more")
 
 
-def _try_all(fit: Sequence[Kind], package: ModelPackage, *, batch_size: int, **given: Any) -> list[Tried]:
+def _try_all(
+    fit: Sequence[Kind], package: ModelPackage, *, batch_size: int, rounds: int = _ROUNDS, **given: Any
+) -> list[Tried]:
     """Loaded one after the other, then timed in turns."""
     tried = [Tried(kind) for kind in fit]
     with ExitStack() as stack:
@@ -182,7 +205,7 @@ def _try_all(fit: Sequence[Kind], package: ModelPackage, *, batch_size: int, **g
                 trials.append((each, trial))
             except TrialFailed as error:
                 each.failed = error
-        for _ in range(_ROUNDS if len(trials) > 1 else 1):
+        for _ in range(rounds if len(trials) > 1 else min(rounds, 1)):
             for each, trial in trials:
                 _measure(each, trial)
     return tried
@@ -196,50 +219,11 @@ def _measure(each: Tried, trial: Trial) -> None:
             each.failed, each.scores = error, None
 
 
-# --- remembered -----------------------------------------------------------------------------------------------------
-
-
-def _version(kind: Kind) -> str:
+def version_of(kind: Kind) -> str:
+    """The package that brings it, and its version."""
     for package in kind.packages:
         try:
             return f"{package} {version(package)}"
         except PackageNotFoundError:
             continue
     return "unknown"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What is remembered; nothing where it cannot be read."""
-    try:
-        found = json.loads(path.read_text())
-        return dict(found["choices"])
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("{} cannot be read, and runtimes are tried anew: {}", path, error)
-        return {}
-
-
-def _remember(cache: Path, key: str, choice: Choice) -> None:
-    """In one step. Two processes at once may forget each other's: it is then found anew."""
-    choices = _read(cache / _FILE)
-    choices.pop(key, None)
-    choices[key] = {"runtime": choice.runtime, "why": choice.why}
-    body = json.dumps({"choices": dict(list(choices.items())[-_KEEP:])}, indent=1)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        _write(cache / _FILE, body)
-    except OSError as error:
-        logger.warning("the chosen runtime cannot be remembered in {}: {}; the next start tries again", cache, error)
-
-
-def _write(path: Path, body: str) -> None:
-    """Whole or not at all; nothing is left beside it. Raises OSError."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".writing-", delete=False) as file:
-        written = Path(file.name)
-        try:
-            file.write(body)
-            file.close()
-            written.replace(path)
-        finally:
-            written.unlink(missing_ok=True)

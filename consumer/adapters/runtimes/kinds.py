@@ -28,6 +28,10 @@ class Kind:
     module: str
     factory: str
     formats: frozenset[ModelFormat]
+    has_streams: bool = False
+    """Whether it runs several images side by side, and lets us say how many."""
+    threads_stay: bool = False
+    """Whether a process can say once only how many threads it may use."""
 
 
 KINDS = (
@@ -39,6 +43,7 @@ KINDS = (
         "openvino_runtime",
         "OpenVinoRuntime",
         frozenset({"saved_model", "openvino", "onnx", "tflite"}),
+        has_streams=True,
     ),
     Kind(
         "onnxruntime",
@@ -66,6 +71,7 @@ KINDS = (
         "tensorflow_runtime",
         "TensorFlowRuntime",
         frozenset({"saved_model"}),
+        threads_stay=True,
     ),
 )
 """In the order that decides between two that are equally fast: the lighter one first."""
@@ -122,7 +128,9 @@ def install(kind: Kind) -> str:
     return f"pip install 'ouzel[{kind.name}]'"
 
 
-def open_kind(kind: Kind, package: ModelPackage, *, threads: int, device: str, cache: Path) -> ModelRuntime:
+def open_kind(
+    kind: Kind, package: ModelPackage, *, threads: int, device: str, cache: Path, streams: int = 0
+) -> ModelRuntime:
     """Load the model with this runtime; not warm yet.
 
     Args:
@@ -131,6 +139,7 @@ def open_kind(kind: Kind, package: ModelPackage, *, threads: int, device: str, c
         threads: cores that it may use.
         device: `auto`, `cpu`, `gpu:0`, ...
         cache: where it may keep what it compiles or converts.
+        streams: images that it runs side by side; 0 is as many as it thinks best.
 
     Raises:
         ModelError: unreadable, or not a model that we can run.
@@ -139,7 +148,14 @@ def open_kind(kind: Kind, package: ModelPackage, *, threads: int, device: str, c
     """
     if not is_installed(kind):
         raise CannotRun(f"{kind.title} is not installed", remedy=install(kind))
+    if streams and not kind.has_streams:
+        raise CannotRun(
+            f"model.streams is {streams}, and {kind.title} has no streams",
+            remedy='set model.streams = 0, or model.runtime = "openvino"',
+        )
     factory: Any = getattr(importlib.import_module(f"{_HERE}.{kind.module}"), kind.factory)
-    keeps = {} if kind.name == "tensorflow" else {"cache": cache}
+    keeps: dict[str, Any] = {} if kind.name == "tensorflow" else {"cache": cache}
+    if kind.has_streams:
+        keeps["streams"] = streams
     runtime: ModelRuntime = factory(package, threads=threads, device=device, **keeps)
     return runtime

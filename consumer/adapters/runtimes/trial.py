@@ -59,6 +59,7 @@ class Trial:
         batch_size: int,
         cache: Path,
         deadline_s: float,
+        streams: int = 0,
         child: str = f"{__name__}:main",
     ) -> None:
         """Start it; returns at once.
@@ -86,6 +87,7 @@ class Trial:
             "device": device,
             "batch_size": batch_size,
             "cache": str(cache),
+            "streams": streams,
         }
 
     @property
@@ -236,6 +238,7 @@ def _open(asked: Mapping[str, Any]) -> ModelRuntime:
         threads=asked["threads"],
         device=asked["device"],
         cache=Path(asked["cache"]),
+        streams=asked["streams"],
     )
 
 
