@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from loguru import logger
 
-from consumer import __version__, bootstrap, bootstrap_model, bootstrap_tracking
+from consumer import __version__, bootstrap, bootstrap_tracking, bootstrap_tuning
 from consumer.adapters.health_server import HealthServer
 from consumer.clock import SystemClock
 from consumer.errors import Fatal, RangeUnfinished
@@ -70,7 +70,9 @@ def run_service(
                 logger.info("nothing is left of this range")
                 return
         encoder = bootstrap.build_encoder(settings)
-        model = bootstrap_model.load_model(settings, progress=_say_progress)
+        loaded = bootstrap_tuning.load_model(settings, progress=_say_progress)
+        settings, model = loaded.settings, loaded.model
+        read_again = None if read_settings is None else lambda: loaded.read(read_settings())
         ports = wrap(bootstrap.open_ports(settings, model, view, encoder, tell_ends=relabel is not None))
         with bootstrap_tracking.open_notebook(settings, metrics, sources or {}) as notebook:
             service = bootstrap.Service(
@@ -79,7 +81,7 @@ def run_service(
                 metrics=metrics,
                 health=health,
                 resume=resume,
-                read_settings=read_settings if relabel is None else None,
+                read_settings=read_again if relabel is None else None,
                 parts=parts,
                 on_progress=on_progress,
                 notebook=notebook,

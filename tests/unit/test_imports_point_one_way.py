@@ -44,6 +44,9 @@ HEIGHTS = {
     "consumer.bootstrap_serving": 7,
     "consumer.bootstrap_tracking": 6,
     "consumer.bootstrap": 7,
+    "consumer.tuning_settings": 6,
+    "consumer.tuning_rig": 8,
+    "consumer.bootstrap_tuning": 8,
     "consumer.service": 8,
     "consumer.console": 8,
     "consumer.demo": 9,
@@ -67,6 +70,7 @@ BELOW_ADAPTERS = frozenset(
 WIRES = (
     "consumer.bootstrap",
     "consumer.bootstrap_model",
+    "consumer.tuning_rig",
     "consumer.service",
     "consumer.commands",
     "consumer.demo",

@@ -1,0 +1,315 @@
+"""`model.autotune`: batch size, threads and streams that do most images here, found at the first start, remembered.
+
+model loaded ──> remembered for this model, CPU and versions? ──yes──> used
+                          │no
+                          └──> search (tuning) by looks at the flow itself (tuning_rig) ──> held against what is set
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from loguru import logger
+
+from consumer import bootstrap_model
+from consumer.bootstrap_model import Model, Progress, cache_folder
+from consumer.bootstrap_serving import needed_bytes
+from consumer.cpu import quota_cores
+from consumer.memory import available_bytes
+from consumer.settings import Settings
+from consumer.tuning import Found, Gain, Point, compare, looks_at_most, search
+from consumer.tuning_rig import Rig
+from consumer.tuning_settings import (
+    NAMES,
+    STREAMS,
+    THREADS,
+    applied,
+    axes_around,
+    by_name,
+    held,
+    present,
+    said,
+    with_values,
+)
+
+MEGAPIXELS = 0.3
+IMAGES = f"of {MEGAPIXELS} MP made for it"
+_QUALITY = 90
+_FILE = "tuned-settings.json"
+# Raised when what is measured changes.
+_RECIPE = 1
+_SEARCH_SHARE = 0.65
+"""Of the budget; the rest is for holding what was found against what is set."""
+_LEAST_LOOK_S = 0.05
+_COMPARE_ROUNDS = 7
+_AT_ONCE = 5
+"""Runtimes that may be open side by side: threads and streams are compared in turns."""
+# What a search takes of `looks_at_most`: most races end after two rounds, and the second way is short.
+_USUAL_SHARE = 0.5
+
+
+class Looking(Protocol):
+    """Measures a point: see `Rig.look`."""
+
+    def __call__(self, point: Point, seconds: float, *, most_s: float) -> float | None:
+        """Images/s, or None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What holds from now on."""
+
+    values: Mapping[str, int]
+    """Of the settings that were free, by dotted name."""
+    why: str
+    """For people: the figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model, and the settings that it is used with."""
+
+    settings: Settings
+    model: Model
+    tuned: Mapping[str, int] = field(default_factory=dict)
+
+    def read(self, settings: Settings) -> Settings:
+        """Settings that were read anew, with what was tuned: it holds until a restart."""
+        return with_values(settings, self.tuned)
+
+
+def load_model(settings: Settings, *, progress: Progress = lambda _share, _what: None) -> Loaded:
+    """The model that the settings name, as `bootstrap_model.load_model` loads it; with `model.autotune` tuned.
+
+    Raises: see there; Fatal where a batch does not come back.
+    """
+    if not settings.model.autotune:
+        return Loaded(settings, bootstrap_model.load_model(settings, progress=progress))
+    if settings.model.runtime == "null":
+        model = bootstrap_model.load_model(settings)
+        return _with_remembered(settings, model) or _tuned_now(settings, model)
+    package = bootstrap_model.obtain_package(settings, progress=progress)
+    runtime = bootstrap_model.choose_runtime(settings, package).runtime
+    found = remembered(settings, package.digest, runtime)
+    if found is None:
+        return _tuned_now(settings, bootstrap_model.load_package(settings, package))
+    _say(found, settings, again=True)
+    settings = with_values(settings, found.values)
+    return Loaded(settings, bootstrap_model.load_package(settings, package, preferred=runtime), found.values)
+
+
+def _with_remembered(settings: Settings, model: Model) -> Loaded | None:
+    info = model.runtime.info
+    found = remembered(settings, info.digest, info.runtime)
+    if found is None:
+        return None
+    _say(found, settings, again=True)
+    return Loaded(with_values(settings, found.values), model, found.values)
+
+
+def _tuned_now(settings: Settings, model: Model) -> Loaded:
+    budget_s = settings.model.autotune_budget_ms / 1000
+    logger.info("tuning for this machine, once, in up to {:.1f} s (model.autotune_budget_ms)", budget_s)
+    info = model.runtime.info
+    bodies = workload()
+    rig = Rig(settings, model, bodies)
+    try:
+        start = present(settings)
+        rig.holds(start[THREADS], start[STREAMS])
+        session = Tuning(settings, model, budget_s=budget_s)
+        point, why, knows = session.run(rig.look)
+        if point != start:
+            model = _at(point, start, rig, model)
+    finally:
+        rig.close()
+    free = {name: value for name, value in by_name(point).items() if name not in held(settings)}
+    tuned = Tuned(free, why)
+    keep(settings, info.digest, info.runtime, tuned, knows=knows)
+    _say(tuned, settings)
+    return Loaded(applied(settings, point, leaving=held(settings)), model, free)
+
+
+def _at(point: Point, start: Point, rig: Rig, model: Model) -> Model:
+    """The model with the threads and streams of a point; the other is closed."""
+    if (point[THREADS], point[STREAMS]) == (start[THREADS], start[STREAMS]):
+        return model
+    runtime = rig.runtime(point)
+    model.runtime.close()
+    return replace(model, runtime=runtime)
+
+
+def _say(tuned: Tuned, settings: Settings, *, again: bool = False) -> None:
+    left = held(settings)
+    kept = f"; left as set: {', '.join(left)}" if left else ""
+    values = ", ".join(f"{name} {value}" for name, value in tuned.values.items()) or "nothing is free"
+    logger.info("tuned: {}: {}{}{}", values, tuned.why, kept, " (remembered)" if again else "")
+
+
+# --- the search -----------------------------------------------------------------------------------------------------
+
+
+class Tuning:
+    """One search within a budget of time, and what is made of it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        *,
+        budget_s: float,
+        now_s: Callable[[], float] = time.monotonic,
+        cores: int | None = None,
+    ) -> None:
+        self._start = present(settings)
+        self._budget_s = budget_s
+        self._now_s = now_s
+        self._began_s = now_s()
+        runtime = model.runtime.info.runtime
+        has_streams, threads_stay = _kind(runtime)
+        roomy = model.package is not None and _has_room(model, settings)
+        self._axes = axes_around(
+            self._start,
+            cores=cores or quota_cores(),
+            on_gpu=_on_gpu(settings),
+            threads_stay=threads_stay or not roomy,
+            has_streams=has_streams and roomy,
+            held=held(settings),
+            most_batch=settings.pipeline.max_in_flight_messages // 2,
+        )
+        looks = max(1.0, _USUAL_SHARE * looks_at_most(self._axes))
+        self._look_s = max(_LEAST_LOOK_S, _SEARCH_SHARE * budget_s / looks)
+
+    def run(self, look: Looking) -> tuple[Point, str, bool]:
+        """The point to use, why, and whether the time was enough to know."""
+        most_s = self._budget_s / 8
+        if all(len(axis.values) == 1 for axis in self._axes):
+            return self._start, "all of them are set", True
+
+        def look_at(point: Point) -> float | None:
+            return look(point, self._look_s, most_s=most_s)
+
+        found = search(self._axes, self._start, look_at, may_go_on=self._until(_SEARCH_SHARE))
+        gain = Gain(())
+        if found.point != self._start:
+            gain = compare(found.point, self._start, look_at, rounds=_COMPARE_ROUNDS, may_go_on=self._until(1.0))
+        point, why = decide(self._start, found, gain)
+        took_s = self._now_s() - self._began_s
+        measured = f"{found.looks} looks at decoding and inference side by side, {took_s:.1f} s, images {IMAGES}"
+        return point, f"{why} ({measured})", found.finished or found.point != self._start
+
+    def _until(self, share: float) -> Callable[[], bool]:
+        return lambda: self._now_s() - self._began_s < share * self._budget_s
+
+
+def decide(start: Point, found: Found, gain: Gain) -> tuple[Point, str]:
+    """The point to use, and why. What was found holds where it was faster in every round, or is smaller and as fast."""
+    rates = {each.point: each.rate for each in found.tried}
+    if found.point == start:
+        if not found.finished:
+            return start, "there was no time to find better (raise model.autotune_budget_ms)"
+        return start, f"{rates.get(start, 0.0):.0f} images/s, and nothing tried was better"
+    against = f"{gain.median:.2f} times ({gain.least:.2f} to {gain.most:.2f}) the images/s of {said(start)}"
+    smaller = all(mine <= other for mine, other in zip(found.point, start, strict=True))
+    if gain.is_one:
+        return found.point, f"{rates.get(found.point, 0.0):.0f} images/s, {against}"
+    if smaller and gain.is_no_loss:
+        return found.point, f"{rates.get(found.point, 0.0):.0f} images/s, as fast with less: {against}"
+    return start, f"{rates.get(start, 0.0):.0f} images/s; {said(found.point)} did {against}, which is no gain"
+
+
+def workload() -> list[bytes]:
+    """JPEGs of 0.3 MP, cut from the photographs that come with Ouzel: what images will come is not known yet."""
+    from consumer.adapters.bench_images import jpeg_of_size
+
+    paths = sorted((Path(__file__).parent / "data" / "photographs").glob("*.jpg"))
+    made = (
+        jpeg_of_size(path.read_bytes(), megapixels=MEGAPIXELS, quality=_QUALITY, variant=variant)
+        for variant in range(2)
+        for path in paths
+    )
+    return [body for body in made if body is not None]
+
+
+def _kind(runtime: str) -> tuple[bool, bool]:
+    """Whether it has streams, and whether its threads stay."""
+    from consumer.adapters.runtimes.kinds import KINDS
+
+    kind = next((kind for kind in KINDS if kind.name == runtime), None)
+    return (False, True) if kind is None else (kind.has_streams, kind.threads_stay)
+
+
+def _on_gpu(settings: Settings) -> bool:
+    """As far as the settings say; `auto` is a CPU here, where the axes are those of one."""
+    return settings.model.device.startswith("gpu")
+
+
+def _has_room(model: Model, settings: Settings) -> bool:
+    """Whether the model fits several times: once for each number of threads and streams that is compared."""
+    left = available_bytes()
+    if left is None or model.package is None:
+        return True
+    return left > _AT_ONCE * needed_bytes(model.package, settings.batch.max_size)
+
+
+# --- remembered -----------------------------------------------------------------------------------------------------
+
+
+def keep(
+    settings: Settings, digest: str, runtime: str, tuned: Tuned, *, knows: bool, nothing_held: bool = False
+) -> None:
+    """For later starts; where there was no time to know better, for those with no larger budget. With `nothing_held`
+    for those that hold none of the settings."""
+    from consumer.adapters.runtimes.remembered import remember
+
+    key = _key(settings, digest, runtime, {} if nothing_held else held(settings))
+    budget_ms = None if knows else settings.model.autotune_budget_ms
+    remember(cache_folder() / _FILE, key, {"values": dict(tuned.values), "why": tuned.why, "budget_ms": budget_ms})
+
+
+def remembered(settings: Settings, digest: str, runtime: str) -> Tuned | None:
+    """What an earlier start, or `ouzel bench --tune`, found for this model on this machine."""
+    from consumer.adapters.runtimes.remembered import read_remembered
+
+    found = read_remembered(cache_folder() / _FILE).get(_key(settings, digest, runtime, held(settings)))
+    return _checked(found, set(NAMES) - set(held(settings)), settings.model.autotune_budget_ms)
+
+
+def _checked(found: Any, free: set[str], budget_ms: int) -> Tuned | None:
+    """None where it is not as we write it: the file is in a cache, and anyone may have been there."""
+    if not isinstance(found, Mapping) or not isinstance(values := found.get("values"), Mapping):
+        return None
+    if set(values) != free or not all(type(value) is int and 0 <= value <= 4096 for value in values.values()):
+        return None
+    if any(value == 0 for name, value in values.items() if name != NAMES[STREAMS]):
+        return None
+    had_ms = found.get("budget_ms")
+    if isinstance(had_ms, int) and had_ms < budget_ms:
+        return None
+    return Tuned({name: values[name] for name in NAMES if name in values}, str(found.get("why", "")))
+
+
+def _key(settings: Settings, digest: str, runtime: str, left: Mapping[str, int]) -> str:
+    from consumer.adapters.cpu_flags import cpu_flags, cpu_name
+    from consumer.adapters.runtimes.choose import version_of
+    from consumer.adapters.runtimes.compiled_cache import key_of
+    from consumer.adapters.runtimes.kinds import KINDS
+
+    kind = next((kind for kind in KINDS if kind.name == runtime), None)
+    return key_of(
+        {
+            "recipe": _RECIPE,
+            "digest": digest,
+            "runtime": [runtime, version_of(kind) if kind is not None else ""],
+            "decoder": [version("pillow"), settings.decode.jpeg_scaled],
+            "cpu": [cpu_name(), *sorted(cpu_flags())],
+            "cores": quota_cores(),
+            "device": settings.model.device,
+            "held": dict(left),
+            "max_wait_ms": settings.batch.max_wait_ms,
+            "in_flight": settings.pipeline.max_in_flight_messages,
+        }
+    )
