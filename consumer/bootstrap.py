@@ -15,6 +15,7 @@ from loguru import logger
 
 from consumer.bootstrap_clouds import s3_access, s3_endpoint
 from consumer.bootstrap_model import Model
+from consumer.bootstrap_roofline import build_meter
 from consumer.bootstrap_serving import SourceWatch, build_serving, swap_rules
 from consumer.clock import SystemClock
 from consumer.cpu import quota_cores
@@ -37,6 +38,7 @@ from consumer.ports import (
     RecordDecoder,
     ResultSink,
 )
+from consumer.roofline_meter import calibrate
 from consumer.settings import Settings
 from consumer.settings_tables import FetchCacheSettings, HttpStoreSettings
 from consumer.silence import SilenceLimit
@@ -367,7 +369,8 @@ class Service:
     ) -> None:
         """With `read_settings`, the settings as they are at a later time, new versions of the model are taken."""
         clock = SystemClock()
-        observer = Observer(metrics, clock, notebook)
+        self._meter = build_meter(metrics)
+        observer = Observer(metrics, clock, notebook, self._meter)
         observer.serves(ports.model.runtime.info, settings.model.source)
         context = _context(settings, ports.view, ports.encoder)
         self._ports = ports
@@ -443,6 +446,7 @@ class Service:
             Fatal: see `errors`.
         """
         self.flow.start()
+        self._calibrate()
         _settle_heap()
         self._listen_to_signals()
         self._health.attach(self.pipeline, self.flow, self.publisher, self._ports.source)
@@ -459,6 +463,16 @@ class Service:
             if unconfirmed > 0:
                 logger.warning("{} records are not confirmed: their messages will be delivered again", unconfirmed)
             self._ports.view.close()
+
+    def _calibrate(self) -> None:
+        """What the model costs, now that nothing else runs."""
+        inference = self.flow.serving.inference
+        try:
+            infer_ms = calibrate(inference.run_blank, inference.sizes)
+        except Exception as error:
+            logger.warning("what a batch costs cannot be measured, ouzel_roofline_ratio stays NaN: {}", error)
+        else:
+            self._meter.calibrated(inference.info.digest, infer_ms)
 
     def _listen_to_signals(self) -> None:
         """A handler only sets a flag: one that raised would lose the messages that poll has in hand."""

@@ -14,8 +14,14 @@ def quota_cores(
     Part of a core counts as a whole one (a quota of 1.5 is 2), as the JVM and Go count. A quota binds from any level
     of the hierarchy, so each parent is asked too.
     """
-    cores = min([float(_affinity()), *_quotas(cgroup_root, process_cgroups)])
-    return max(1, math.ceil(cores))
+    return max(1, math.ceil(quota_share(cgroup_root=cgroup_root, process_cgroups=process_cgroups)))
+
+
+def quota_share(
+    *, cgroup_root: Path = Path("/sys/fs/cgroup"), process_cgroups: Path = Path("/proc/self/cgroup")
+) -> float:
+    """The same, not rounded: what the kernel gives at most, in cores."""
+    return min([float(_affinity()), *_quotas(cgroup_root, process_cgroups)])
 
 
 def _affinity() -> int:

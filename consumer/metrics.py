@@ -1,5 +1,6 @@
 """What Prometheus sees. One method for each thing that happens; base units; no URI, key or id is ever a label."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -83,6 +84,11 @@ class Metrics:
         self._tracking_dropped = Counter(
             "ouzel_tracking_dropped", "Figures and sampled images that the run's notebook could not take.", registry=own
         )
+        self._roofline = Gauge(
+            "ouzel_roofline_ratio",
+            "Images/s over what these cores could do, while the backlog never empties; else NaN.",
+            registry=own,
+        )
         self._model = Info("ouzel_model", "The model that labels.", registry=own)
         self._swaps = Counter(
             "ouzel_model_swaps", "New models by what became of them in this replica.", ["result"], registry=own
@@ -116,6 +122,7 @@ class Metrics:
         for swap_result in get_args(SwapResult):
             self._swaps.labels(swap_result)
         self._limit.set(0)
+        self._roofline.set(math.nan)
 
     def image(self, outcome: ImageOutcome) -> None:
         """One image, or a message that asks for none, ended this way."""
@@ -205,6 +212,10 @@ class Metrics:
     def tracking_dropped(self, items: int) -> None:
         """So many figures or images never reached the run's notebook."""
         self._tracking_dropped.inc(items)
+
+    def roofline_ratio(self, ratio: float) -> None:
+        """Images/s over what these cores could do; NaN where that cannot be said."""
+        self._roofline.set(ratio)
 
     def model(self, info: ModelInfo) -> None:
         """The model that labels from now on."""

@@ -10,6 +10,7 @@ from consumer.log import rate_limited
 from consumer.messages import ImageJob, Labelled, ModelInfo, OneOutcome, Partition, Rejected, Skipped
 from consumer.metrics import Metrics, Stage, SwapResult, SwapState
 from consumer.ports import Clock, CommitResult
+from consumer.roofline_meter import RooflineMeter
 from consumer.stages.dead_letter_limit import Trip
 from consumer.stages.fetch_cache import Answer
 from consumer.tracking import Notebook
@@ -18,18 +19,24 @@ from consumer.tracking import Notebook
 class Observer:
     """Metrics and log lines. Any thread; never raises."""
 
-    def __init__(self, metrics: Metrics, clock: Clock, notebook: Notebook | None = None) -> None:
+    def __init__(
+        self, metrics: Metrics, clock: Clock, notebook: Notebook | None = None, meter: RooflineMeter | None = None
+    ) -> None:
         self.metrics = metrics
         self._clock = clock
         self._notebook = notebook
+        self._meter = meter
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
         """Time one item in one stage."""
         started_s = self._clock.monotonic_s()
+        cpu_s = self._meter.begin(name, started_s) if self._meter is not None else None
         try:
             yield
         finally:
+            if cpu_s is not None and self._meter is not None:
+                self._meter.end(name, cpu_s)
             self.metrics.stage_seconds(name, self._clock.monotonic_s() - started_s)
 
     def stage_seconds(self, name: Stage, seconds: float) -> None:
@@ -40,6 +47,8 @@ class Observer:
         """The broker has what answers this image."""
         if isinstance(outcome, Labelled):
             self.metrics.image("labelled")
+            if self._meter is not None:
+                self._meter.labelled()
             if self._notebook is not None:
                 self._notebook.labelled(outcome)
         elif isinstance(outcome, Rejected):
@@ -62,6 +71,8 @@ class Observer:
     def serves(self, model: ModelInfo, source: str | None = None) -> None:
         """This model labels from now on; `source` is the `model.source` that it came from, None: the same as before."""
         self.metrics.model(model)
+        if self._meter is not None:
+            self._meter.serves(model.digest)
         if self._notebook is not None:
             self._notebook.model(model, source)
 
@@ -92,18 +103,23 @@ class Observer:
 
     def store_down(self, store: str, error: Retryable) -> None:
         """A store has served nobody for a while: its images wait, none becomes a letter."""
-        self.metrics.store_down(store, down=True)
+        self._store(store, down=True)
         logger.bind(store=store).error("store presumed down, its images wait: {}", error)
 
     def store_back(self, store: str) -> None:
         """It serves again."""
-        self.metrics.store_down(store, down=False)
+        self._store(store, down=False)
         logger.bind(store=store).info("store is back")
 
     def store_forgotten(self, store: str) -> None:
         """Nobody waits for it any more: whether it serves again, the next image will tell."""
-        self.metrics.store_down(store, down=False)
+        self._store(store, down=False)
         logger.bind(store=store).info("no image waits for the store any more")
+
+    def _store(self, store: str, *, down: bool) -> None:
+        self.metrics.store_down(store, down=down)
+        if self._meter is not None:
+            self._meter.store(store, down=down)
 
     def output_down(self, error: Exception) -> None:
         """Records may not have been written; they are produced again."""
@@ -125,6 +141,8 @@ class Observer:
     def swap_state(self, state: SwapState) -> None:
         """What is being done about a new model."""
         self.metrics.swap_state(state)
+        if self._meter is not None:
+            self._meter.swapping(under_way=state != "none")
 
     def swap_ended(self, result: SwapResult) -> None:
         """What became of a new model; its line is written by `swap`."""
@@ -137,6 +155,11 @@ class Observer:
     def in_flight(self, messages: int, held_bytes: int) -> None:
         """How much is under way."""
         self.metrics.in_flight(messages, held_bytes)
+
+    def turned(self, now_s: float, *, backlog: bool, waited_s: float) -> None:
+        """The loop has turned: see `RooflineMeter.turned`."""
+        if self._meter is not None:
+            self._meter.turned(now_s, backlog=backlog, waited_s=waited_s)
 
     def lag(self, lag: Mapping[Partition, int]) -> None:
         """How far behind the log's end each partition is."""

@@ -116,6 +116,8 @@ class Pipeline:
         self._missing_since_s: dict[str, float] = {}
         self._lag_told: Mapping[Partition, int] = {}
         self._paused: frozenset[Partition] = frozenset()
+        self._behind = False
+        self._waited_s = 0.0
         self._epoch = 0
         self._commit_at_s = 0.0
         self._commit_sent_s = 0.0
@@ -188,21 +190,26 @@ class Pipeline:
         self._ask_progress()
         self._heed_limit()
         self._commit_when_due()
+        self._observer.turned(self.turned_s, backlog=self._behind and not self.holding, waited_s=self._waited_s)
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
     def _take_messages(self) -> None:
+        self._waited_s = 0.0
         if not self._has_room():
             self._wait_for_room()
         if not self._has_room() and len(self._paused) < len(self._ledgers):
             return  # a poll would hand over a message; if this lasts, the partitions pause and polls are safe
         timeout_s = _POLL_FOR_MARKS_S if self._unmarked else _POLL_S
+        polled_s = self._clock.monotonic_s() if self._intake.few(self._in_flight()) else None
         for _ in range(_MESSAGES_A_TURN):
             try:
                 found = self._source.poll(timeout_s)
             except Retryable as error:
                 self._read_again(error)
                 return
+            if polled_s is not None:
+                self._waited_s, polled_s = self._clock.monotonic_s() - polled_s, None
             if found is None:
                 return
             timeout_s = 0.0
@@ -296,6 +303,7 @@ class Pipeline:
         self._observer.in_flight(sum(load.in_flight for load in loads.values()), used_bytes)
         if lag is not self._lag_told:  # a new one with each statistics, and many turns between them
             self._lag_told = lag
+            self._behind = any(lag.values())
             self._observer.lag(lag)
 
     def _heed_limit(self) -> None:

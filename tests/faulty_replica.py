@@ -102,6 +102,8 @@ def with_faults(ports: Ports) -> Ports:
         return replace(image, decode=decode)
 
     def infer(pixels: Any) -> Any:
+        if not pixels.any():  # blank: the service learns at its start what a batch costs
+            return runtime.infer(pixels)
         time.sleep(slow_s)
         if any(_is(image, "magenta") for image in pixels):
             raise ValueError("the seeded failure of the model")

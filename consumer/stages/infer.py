@@ -51,6 +51,11 @@ class Inference:
         """Run these of the padded sizes once, or all of them. Raises ModelError."""
         self._runtime.warm_up(sizes or self._sizes)
 
+    def run_blank(self, size: int) -> None:
+        """A batch of one of the padded sizes through the model, for nothing: to learn what it costs. Raises what the
+        runtime raises."""
+        self._runtime.infer(self._buffer[:size])
+
     def close(self) -> None:
         """Free the model. Idempotent."""
         self._runtime.close()

@@ -19,6 +19,9 @@ PAUSE_AFTER_S = 1.0
 """Seconds for which intake may be full, or a partition over its share, before partitions pause. Intake that is full for
 longer would keep the group waiting for a poll."""
 
+_FEW = 0.125
+"""Of `max_in_flight_messages`: by default 32, two batches."""
+
 
 class ByteBudget:
     """Bytes of what is held: messages, fetched bodies, pixels. Any thread."""
@@ -133,6 +136,10 @@ class Intake:
         """Whether one more message may be taken. With nothing in flight always: a message larger than the whole
         bound is admitted alone."""
         return in_flight == 0 or (in_flight < self._max_messages and used_bytes < self._max_bytes)
+
+    def few(self, in_flight: int) -> bool:
+        """Whether so little is in flight that stages may stand idle: then a wait for messages is one of them."""
+        return in_flight < _FEW * self._max_messages
 
     def decide(
         self, loads: Mapping[Partition, PartitionLoad], *, used_bytes: int, now_s: float, hold: bool = False

@@ -45,6 +45,7 @@ HEIGHTS = {
     "consumer.bootstrap_tracking": 6,
     "consumer.bootstrap": 7,
     "consumer.tuning_settings": 6,
+    "consumer.bootstrap_roofline": 6,
     "consumer.tuning_rig": 8,
     "consumer.bootstrap_tuning": 8,
     "consumer.service": 8,

@@ -25,6 +25,7 @@ from consumer.messages import CommitPoint, Delivery, OutputRecord, Partition, St
 from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.pipeline import Pipeline, Rules
+from consumer.roofline_meter import RooflineMeter
 from consumer.silence import SilenceLimit
 from consumer.stages.batch import Batcher
 from consumer.stages.dead_letter_limit import DeadLetterLimit
@@ -52,6 +53,16 @@ from tests.processes import wait_until
 A, B = Partition("images", 0), Partition("images", 1)
 
 
+class TurnsSeen(RooflineMeter):
+    """Keeps what it was told of the last turn."""
+
+    backlog: bool | None = None
+
+    def turned(self, now_s: float, *, backlog: bool, waited_s: float) -> None:
+        super().turned(now_s, backlog=backlog, waited_s=waited_s)
+        self.backlog = backlog
+
+
 class Rig:
     """A whole replica over fakes. Two system letters in a row reach the limit; drains have 10 s."""
 
@@ -71,7 +82,8 @@ class Rig:
             window_s=60, min_sample=1_000, content_ratio=0.95, system_ratio=0.5, system_consecutive=2
         )
         self.metrics = Metrics(CollectorRegistry())
-        observer = Observer(self.metrics, self.clock)
+        self.meter = TurnsSeen(cores=1.0, overhead_ms=1.0)
+        observer = Observer(self.metrics, self.clock, meter=self.meter)
         options: dict[str, Any] = {
             "commit_interval_s": 0.0,
             "drain_timeout_s": 10.0,
@@ -768,6 +780,23 @@ def test_over_the_limit_the_replica_commits_what_is_done_and_holds(rig: Rig) -> 
     rig.turns(4)
     assert rig.committed(A) == 1
     assert rig.error is None
+
+
+def test_there_is_a_backlog_while_more_is_to_be_read_and_the_replica_does_not_hold(rig: Rig) -> None:
+    rig.runtime.gate.clear()
+    rig.cluster.send(A, *[b"1"] * 100)  # 64 are in flight at most
+    rig.own(A)
+    rig.until(lambda: rig.meter.backlog is True, "the backlog")
+    rig.runtime.gate.set()
+    rig.until_committed(A, 100)
+    rig.until(lambda: rig.meter.backlog is False, "its end")
+    rig.cluster.send(A, b"fake://images/absent", b"fake://images/absent")
+    rig.until(lambda: rig.pipeline.holding, "the hold")
+    rig.until(lambda: A in rig.source.paused, "the pause")
+    rig.cluster.send(A, *[b"1"] * 100)
+    rig.turns(4)
+    assert rig.source.lag()[A] == 100
+    assert rig.meter.backlog is False
 
 
 def test_a_person_who_says_go_on_needs_to_say_it_once(rig: Rig) -> None:
