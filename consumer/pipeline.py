@@ -117,6 +117,7 @@ class Pipeline:
         self._lag_told: Mapping[Partition, int] = {}
         self._paused: frozenset[Partition] = frozenset()
         self._behind = False
+        self._few = True
         self._waited_s = 0.0
         self._epoch = 0
         self._commit_at_s = 0.0
@@ -201,7 +202,7 @@ class Pipeline:
         if not self._has_room() and len(self._paused) < len(self._ledgers):
             return  # a poll would hand over a message; if this lasts, the partitions pause and polls are safe
         timeout_s = _POLL_FOR_MARKS_S if self._unmarked else _POLL_S
-        polled_s = self._clock.monotonic_s() if self._intake.few(self._in_flight()) else None
+        polled_s = self._clock.monotonic_s() if self._few else None
         for _ in range(_MESSAGES_A_TURN):
             try:
                 found = self._source.poll(timeout_s)
@@ -300,7 +301,9 @@ class Pipeline:
         self._paused |= {partition for partition, ledger in self._ledgers.items() if ledger.past_end}
         self._source.pause(self._paused)
         self._source.resume(set(loads) - self._paused)
-        self._observer.in_flight(sum(load.in_flight for load in loads.values()), used_bytes)
+        in_flight = sum(load.in_flight for load in loads.values())
+        self._few = self._intake.few(in_flight)
+        self._observer.in_flight(in_flight, used_bytes)
         if lag is not self._lag_told:  # a new one with each statistics, and many turns between them
             self._lag_told = lag
             self._behind = any(lag.values())

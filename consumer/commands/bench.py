@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from consumer.bench.results import Result
+    from consumer.bench.results import Plan, Result
     from consumer.bench.session import Told
 
 
@@ -34,6 +34,9 @@ class BrokerKind(StrEnum):
 def bench(
     ctx: typer.Context,
     *,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Search the settings that label most images, and print them; some minutes.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="About a minute: two short rounds, coarse figures.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of terms and service; 3 where not given.")] = None,
     seconds: Annotated[
@@ -80,6 +83,11 @@ def bench(
     from the last how much of it is reached, and where the rest goes. Then latency by load, from the time at which each
     image was due. Medians, with the least and the most beside them. Stop what else runs on the machine before.
 
+    With --tune instead: of the runtimes that are installed and agree, of batch size, threads of decoding and inference,
+    and streams, which do most images/s side by side, the best held against your settings in turns, at last on the
+    service where a broker is at hand. A gain that was not there every time is none. `model.autotune` starts from what
+    was found.
+
     Settings are yours (--settings, OUZEL_ variables); topics and group are the run's own, and deleted after it.
     Exit codes: 1 images became dead letters, 2 settings or an extra (`bench`), 3 model, 5 no broker, or no Java or
     Maven to start one, 130 interrupted.
@@ -112,9 +120,40 @@ def bench(
     if no_latency:
         plan = replace(plan, loads=())
     _check_writable(html)
+    if tune:
+        _tune(ctx, plan, html, as_json=json or not sys.stdout.isatty())
+        return
     with _interruptible() as check, _progress(check) as told:
         result = measure(plan, ctx.find_root().obj, told)
+    _remember(result)
     _tell(result, html, as_json=json or not sys.stdout.isatty())
+
+
+def _tune(ctx: typer.Context, plan: "Plan", html: Path | None, *, as_json: bool) -> None:
+    from consumer.bench.tune import tune as search
+    from consumer.bench.tune_report import show, summarize
+    from consumer.console import print_json
+    from consumer.errors import SettingsError
+
+    if html is not None:
+        raise SettingsError("--tune writes no page", remedy="leave out --html, or --tune")
+    with _interruptible() as check, _progress(check) as told:
+        outcome = search(plan, ctx.find_root().obj, told)
+    summary = summarize(outcome)
+    if as_json:
+        print_json(summary)
+    else:
+        show(summary)
+
+
+def _remember(result: "Result") -> None:
+    """What Kafka costs, for `ouzel_roofline_ratio` of replicas here. The mock is no Kafka."""
+    from statistics import median
+
+    from consumer.bootstrap_roofline import remember_overhead
+
+    if result.facts.broker_kind != "embedded":
+        remember_overhead(median(each.bare_cpu_ms for each in result.rounds))
 
 
 def _tell(result: "Result", html: Path | None, *, as_json: bool) -> None:
