@@ -187,7 +187,7 @@ class Tuning:
         """The point to use, why, and whether the time was enough to know."""
         most_s = self._budget_s / 8
         if all(len(axis.values) == 1 for axis in self._axes):
-            return self._start, "all of them are set", True
+            return self._start, "there is nothing to choose", True
 
         def look_at(point: Point) -> float | None:
             return look(point, self._look_s, most_s=most_s)

@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from consumer.adapters.kafka_admin import KafkaAdmin
     from consumer.bootstrap_model import Model
+    from consumer.messages import ModelInfo
     from consumer.ports import SandboxedDecoder
     from consumer.rights import Right
     from consumer.settings import Settings
@@ -286,6 +287,8 @@ def _model(settings: "Settings") -> Iterator[Finding]:
         took_s = time.monotonic() - began_s
         named = f"{info.name} {info.version} ({info.runtime}, {info.precision}), {info.digest}"
         yield Finding("model", "pass", f"{named}, loaded in {took_s:.1f} s")
+        if settings.model.autotune:
+            yield _tuning(settings, info)
         if len(labels) < runtime.class_count:
             said = f"{len(labels)} names for {runtime.class_count} classes; the others are shown by their number"
             yield Finding("labels", "warn", said, "set model.labels to the file that belongs to the model")
@@ -309,6 +312,20 @@ def _model(settings: "Settings") -> Iterator[Finding]:
         yield Finding("inference", "pass", said)
     finally:
         runtime.close()
+
+
+def _tuning(settings: "Settings", info: "ModelInfo") -> Finding:
+    from consumer.bootstrap_tuning import remembered
+    from consumer.tuning_settings import held
+
+    found = remembered(settings, info.digest, info.runtime)
+    left = held(settings)
+    kept = f"; left as set: {', '.join(left)}" if left else ""
+    if found is None:
+        budget_s = settings.model.autotune_budget_ms / 1000
+        return Finding("tuning", "pass", f"the next `ouzel run` measures for up to {budget_s:g} s{kept}")
+    values = ", ".join(f"{name} {value}" for name, value in found.values.items())
+    return Finding("tuning", "pass", f"remembered: {values}: {found.why}{kept}")
 
 
 def _load(settings: "Settings") -> "tuple[Model, str]":

@@ -8,12 +8,14 @@ import pytest
 from pydantic import SecretStr
 
 from consumer import bootstrap_model
-from consumer.bootstrap_model import cache_folder
+from consumer.bootstrap_model import cache_folder, load_model
+from consumer.bootstrap_tuning import Tuned, keep
 from consumer.commands import doctor, topics
 from consumer.settings import (
     FileStoreSettings,
     HttpStoreSettings,
     KafkaSettings,
+    ModelSettings,
     S3StoreSettings,
     Settings,
     StoresSettings,
@@ -127,3 +129,18 @@ def test_why_auto_takes_its_runtime_is_said(tmp_path: Path, monkeypatch: pytest.
     why = "the only one installed for saved_model, neither compared nor timed"
     assert findings["runtime"].said == f"openvino: OpenVINO: {why}"
     assert findings["inference"].result == "pass"
+
+
+def test_what_was_tuned_is_named_and_that_nothing_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings = Settings(model=ModelSettings(runtime="null", autotune=True))
+    (finding,) = [each for each in doctor._model(settings) if each.check == "tuning"]
+    assert "measures for up to 5 s" in finding.said
+    model = load_model(settings)
+    values = {"batch.max_size": 8, "model.threads": 2, "model.streams": 0, "pipeline.decode_threads": 3}
+    keep(settings, model.runtime.info.digest, "null", Tuned(values, "as was measured"), knows=True)
+    (finding,) = [each for each in doctor._model(settings) if each.check == "tuning"]
+    assert "batch.max_size 8" in finding.said
+    assert "as was measured" in finding.said
+    off = Settings(model=ModelSettings(runtime="null"))
+    assert not [each for each in doctor._model(off) if each.check == "tuning"]
