@@ -6,6 +6,7 @@ runtimes that agree ──> a race at the present settings ──> of each that 
 """
 
 import math
+import statistics
 import tempfile
 import time
 import uuid
@@ -29,6 +30,7 @@ from consumer.bench.workload import Workload, make_workload, records
 from consumer.cpu import quota_cores
 from consumer.errors import Fatal
 from consumer.kafka_properties import client_properties
+from consumer.log import configure
 from consumer.settings import Settings, load_with_sources
 from consumer.tuning import Axis, Found, Gain, Point, compare, looks_at_most, search
 from consumer.tuning_settings import NAMES, STREAMS, THREADS, axes_around, by_name, present
@@ -120,6 +122,7 @@ def tune(plan: Plan, settings_file: Path | None, told: Told) -> Outcome:
     check_extra()
     began_s = time.monotonic()
     settings = load_with_sources(settings_file, {})[0]
+    configure(settings.log.model_copy(update={"level": "WARNING", "file": ""}))
     with tempfile.TemporaryDirectory(prefix="ouzel-tune-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
         told.say("preparing the images")
@@ -136,7 +139,8 @@ def tune(plan: Plan, settings_file: Path | None, told: Told) -> Outcome:
         if gain.is_one:
             confirmed = _on_the_service(
                 best,
-                session,
+                session.present,
+                rate=session.rate(best),
                 plan=plan,
                 settings_file=settings_file,
                 workload=workload,
@@ -261,6 +265,10 @@ class _Search:
         """In the order of their first."""
         return [Look(setup, tuple(rates)) for setup, rates in self._rates.items()]
 
+    def rate(self, setup: Setup) -> float:
+        """Images/s, the median of all looks at it."""
+        return statistics.median(self._rates[setup])
+
     def best(self) -> Setup:
         """What the search likes best."""
         starts = [Setup(runtime, _streamless(runtime, self.present.point)) for runtime in self._runtimes]
@@ -335,22 +343,23 @@ class _Search:
 
 def _on_the_service(
     best: Setup,
-    search: _Search,
+    present: Setup,
     *,
+    rate: float,
     plan: Plan,
     settings_file: Path | None,
     workload: Workload,
     folder: Path,
     told: Told,
 ) -> tuple[Gain | None, str]:
-    """The best against the present settings, in turns, each a run of the service on a filled topic."""
+    """The best against the present settings, in turns, each a run of the service on a filled topic; `rate` images/s are
+    expected. None and why where no broker is at hand."""
     names = TopicNames(f"ouzel-tune-{uuid.uuid4().hex[:8]}")
     with ExitStack() as stack:
         try:
             broker = stack.enter_context(_broker(plan, folder, told))
         except KafkaUnavailable as error:
             return None, f"{error}: {error.remedy}"
-        rate = max(each.rates[-1] for each in search.looks if each.setup in {best, search.present})
         confirm = _Confirm(
             plan=plan,
             settings_file=settings_file,
@@ -361,7 +370,7 @@ def _on_the_service(
             names=names,
             rate=rate,
         )
-        return confirm.gain(best, search.present), ""
+        return confirm.gain(best, present), ""
 
 
 @contextmanager

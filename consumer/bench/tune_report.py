@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from consumer.bench.summary import machine
 from consumer.bench.tune import Look, Outcome, verdict
 from consumer.tuning import Gain, Tried
@@ -49,13 +53,9 @@ def _gain(gain: Gain) -> dict[str, Any]:
     return {"median": gain.median, "least": gain.least, "most": gain.most, "rounds": len(gain.ratios)}
 
 
-def show(summary: Mapping[str, Any]) -> None:
+def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """In a terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    out = Console(highlight=False)
+    out = console or Console(highlight=False)
     where = summary["machine"]
     out.print(Text(f"{summary['model']} on {where['cores']} cores, {where['cpu'] or 'CPU unknown'}", "bold"))
     images = f"{summary['megapixels']:g} MP, {summary['workload']}"
