@@ -118,8 +118,8 @@ class Rig:
         self._opened[threads, streams] = self._own
 
     def look(self, point: "Point", seconds: float, *, most_s: float) -> float | None:
-        """Images/s over about so many seconds, once it runs steadily; None where this point cannot be run, or does no
-        batch in `most_s`.
+        """Images/s over about so many seconds, once it runs steadily; None where this point cannot be run, or does not
+        two batches in `most_s`.
 
         Raises:
             Fatal: model or decoder do not come back.
@@ -229,12 +229,12 @@ def _measured(
 
 def _enough(batches: Sequence[tuple[float, int]], began_s: float, *, lead: int, seconds: float, most_s: float) -> bool:
     now_s = time.perf_counter()
+    if now_s - began_s > most_s and batches:
+        return True
     place = _steady(batches, lead)
     if place is None:
-        return now_s - began_s > most_s and bool(batches)
+        return False
     done = len(batches) - 1 - place
-    if now_s - began_s > most_s:
-        return True
     return done >= _BATCHES and batches[-1][0] - batches[place][0] >= seconds
 
 
@@ -250,7 +250,9 @@ def _steady(batches: Sequence[tuple[float, int]], lead: int) -> int | None:
 
 def _rate(batches: Sequence[tuple[float, int]], *, lead: int) -> float | None:
     place = _steady(batches, lead)
-    if place is None or place == len(batches) - 1:
+    if place is None or place == len(batches) - 1:  # there was no time for more
+        place = len(batches) - 2
+    if place < 0:
         return None
     last_s = batches[-1][0]
     return sum(count for _, count in batches[place + 1 :]) / (last_s - batches[place][0])

@@ -39,7 +39,9 @@ _NEAR = 0.7
 """Of the fastest runtime's images/s, at the present settings: slower ones will not make up for it."""
 _ROUNDS = 7
 _CONFIRM_ROUNDS = 3
-_MOST_LOOKS_LONG = 12
+_LONG_S = 5.0
+_LONG_TIMES = 10
+"""A look ends then, whether it was steady or not."""
 _FEWEST = 300
 _MOST_BATCH = 128
 
@@ -320,7 +322,7 @@ class _Search:
         if setup.runtime in self._broken:
             return None
         try:
-            rate = self._children.look(setup, self._seconds, _MOST_LOOKS_LONG * self._seconds)
+            rate = self._children.look(setup, self._seconds, max(_LONG_S, _LONG_TIMES * self._seconds))
         except Fatal:
             if setup.runtime == self.present.runtime:
                 raise
@@ -486,5 +488,7 @@ def verdict(outcome: Outcome) -> str:
     gain, where = outcome.gain, "decoding and inference side by side"
     if outcome.service_gain is not None:
         gain, where = outcome.service_gain, "the service with a broker"
+    if not gain.ratios:
+        return "the best could not be held against the present settings, so keep these"
     figures = f"{gain.median:.2f} times the present images/s ({gain.least:.2f} to {gain.most:.2f}; {where})"
     return figures if outcome.is_gain else f"{figures} is no gain: a run was not faster, so keep the present settings"

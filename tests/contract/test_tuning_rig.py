@@ -16,7 +16,7 @@ from consumer.bootstrap_tuning import Tuning, workload
 from consumer.errors import CannotRun, Fatal
 from consumer.settings import Settings, load_with_sources
 from consumer.tuning import Point
-from consumer.tuning_rig import Rig
+from consumer.tuning_rig import Rig, _rate
 from consumer.tuning_settings import present
 from tests.models import tiny_model
 
@@ -141,3 +141,19 @@ def test_what_is_searched_for_is_what_labels_from_then_on(settings: Settings, mo
     assert other.info == runtime.info
     for each in (runtime, other):
         each.close()
+
+
+@pytest.mark.parametrize(
+    ("batches", "lead", "expected"),
+    [
+        ([(0.0, 4), (1.0, 8), (2.0, 8), (3.0, 8)], 8, 8.0),  # the first two are the begin
+        ([(0.0, 8), (0.5, 8)], 8, 16.0),
+        ([(0.0, 4), (1.0, 3)], 16, 3.0),  # no time for a steady flow: what there is
+        ([(0.0, 8)], 8, None),
+        ([], 8, None),
+    ],
+)
+def test_the_rate_is_from_one_batchs_end_to_anothers(
+    batches: list[tuple[float, int]], lead: int, expected: float | None
+) -> None:
+    assert _rate(batches, lead=lead) == expected
