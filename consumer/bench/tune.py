@@ -23,8 +23,10 @@ from consumer.adapters.runtimes.kinds import KINDS
 from consumer.bench.broker import Broker, create_topics, given_broker, kafka_broker
 from consumer.bench.children import Asked, asked
 from consumer.bench.kafka_jars import KAFKA_VERSION, KafkaUnavailable, find_java
+from consumer.bench.names import TopicNames
+from consumer.bench.results import Plan
 from consumer.bench.service_run import run_backlog, running_service
-from consumer.bench.session import Plan, Told, TopicNames
+from consumer.bench.session import Told
 from consumer.bench.usage import check_extra
 from consumer.bench.workload import Workload, make_workload, records
 from consumer.cpu import quota_cores

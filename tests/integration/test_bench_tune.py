@@ -11,7 +11,8 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from consumer.bench import tune
-from consumer.bench.session import QUICK, Told
+from consumer.bench.results import QUICK
+from consumer.bench.session import Told
 from consumer.bench.tune import Setup
 from consumer.bench.workload import make_workload
 from tests.kafka_broker import Cluster

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from consumer import bootstrap_tuning
 from consumer.bench import tune, tune_report
-from consumer.bench.session import QUICK, Told
+from consumer.bench.results import QUICK
+from consumer.bench.session import Told
 from consumer.bench.tune import Outcome, Setup, verdict
 from consumer.bench.tune_report import summarize
 from consumer.errors import Fatal
