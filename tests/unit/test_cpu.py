@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.cpu import quota_cores
+from consumer.cpu import quota_cores, quota_share
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +89,10 @@ def test_nonsense_in_the_files_is_no_quota(host: Host) -> None:
 
 def test_this_machine_has_at_least_one_core() -> None:
     assert quota_cores() >= 1
+
+
+def test_a_share_of_a_core_is_told_as_it_is(host: Host) -> None:
+    host.write("cpu.max", "150000 100000")
+    host.process.write_text("0::/\n")
+    assert quota_share(cgroup_root=host.root, process_cgroups=host.process) == 1.5
+    assert host.cores("0::/\n") == 2

@@ -1,15 +1,22 @@
 """`ouzel_roofline_ratio`: what it says with a backlog, and when it says nothing. The clocks are led by hand."""
 
+import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
 
 import pytest
 
+from consumer.bootstrap_roofline import known_overhead_ms, remember_overhead
+from consumer.commands.bench import _remember
 from consumer.messages import ModelInfo
 from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.roofline_meter import WINDOW_S, RooflineMeter, calibrate
 from tests.fakes import FakeClock
+from tests.unit.bench_results import result
 
 DIGEST = "sha256:ab"
 
@@ -186,3 +193,36 @@ def test_the_observer_tells_it_what_happens_and_the_metric_has_it() -> None:
     observer.swap_state("loading")
     observer.turned(12.0, backlog=True, waited_s=0.0)
     assert math.isnan(metrics.registry.get_sample_value("ouzel_roofline_ratio") or 0.0)
+
+
+# --- what Kafka costs -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "ouzel" / "bench-overhead.json"
+
+
+def test_what_the_bench_measured_is_what_replicas_here_reckon_with(cache: Path) -> None:
+    assert known_overhead_ms() is None
+    remember_overhead(0.25)
+    assert known_overhead_ms() == 0.25
+
+
+@pytest.mark.parametrize("value", ["0.25", None, -1.0, 0.0, 1e9, math.nan])
+def test_what_is_no_figure_there_is_not_used(cache: Path, value: object) -> None:
+    remember_overhead(0.25)
+    body = json.loads(cache.read_text())
+    (key,) = body["choices"]
+    body["choices"][key] = {"overhead_ms": value}
+    cache.write_text(json.dumps(body))
+    assert known_overhead_ms() is None
+
+
+def test_the_bench_remembers_it_unless_its_broker_was_no_kafka(cache: Path) -> None:
+    found = result()
+    _remember(replace(found, facts=replace(found.facts, broker_kind="embedded")))
+    assert known_overhead_ms() is None
+    _remember(found)
+    assert known_overhead_ms() == median(each.bare_cpu_ms for each in found.rounds)
