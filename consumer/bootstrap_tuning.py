@@ -199,7 +199,8 @@ class Tuning:
         point, why = decide(self._start, found, gain)
         took_s = self._now_s() - self._began_s
         measured = f"{found.looks} looks at decoding and inference side by side, {took_s:.1f} s, images {IMAGES}"
-        return point, f"{why} ({measured})", found.finished or found.point != self._start
+        knows = found.finished if found.point == self._start else gain.is_known
+        return point, f"{why} ({measured})", knows
 
     def _until(self, share: float) -> Callable[[], bool]:
         return lambda: self._now_s() - self._began_s < share * self._budget_s
@@ -213,6 +214,8 @@ def decide(start: Point, found: Found, gain: Gain) -> tuple[Point, str]:
             return start, "there was no time to find better (raise model.autotune_budget_ms)"
         return start, f"{rates.get(start, 0.0):.0f} images/s, and nothing tried was better"
     against = f"{gain.median:.2f} times ({gain.least:.2f} to {gain.most:.2f}) the images/s of {said(start)}"
+    if not gain.is_known:
+        return start, f"{said(found.point)} seemed better, with no time to be sure (raise model.autotune_budget_ms)"
     smaller = all(mine <= other for mine, other in zip(found.point, start, strict=True))
     if gain.is_one:
         return found.point, f"{rates.get(found.point, 0.0):.0f} images/s, {against}"

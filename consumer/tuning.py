@@ -22,6 +22,7 @@ Look = Callable[[Point], float | None]
 TIE = 0.97
 """A larger value must do more than 3 % more images: it costs latency or memory, or takes cores from others."""
 ROUNDS = 3
+_LEAST_ROUNDS = 3
 _NEIGHBOURS = 3
 """Values of an axis that the second way tries: the one it has, and one to each side."""
 
@@ -81,15 +82,20 @@ class Gain:
         return max(self.ratios, default=0.0)
 
     @property
+    def is_known(self) -> bool:
+        """Whether there were rounds enough to say: one of two that are equally fast wins twice running every fourth
+        time."""
+        return len(self.ratios) >= _LEAST_ROUNDS
+
+    @property
     def is_one(self) -> bool:
-        """Whether it was faster each time: a gain within the spread is none. Three rounds at least, as one of two that
-        are equally fast wins twice running every fourth time."""
-        return len(self.ratios) >= 3 and self.least > 1.0
+        """Whether it was faster each time: a gain within the spread is none."""
+        return self.is_known and self.least > 1.0
 
     @property
     def is_no_loss(self) -> bool:
         """Whether it is as fast, to 3 %."""
-        return len(self.ratios) >= 3 and self.median >= TIE
+        return self.is_known and self.median >= TIE
 
 
 def looks_at_most(axes: Sequence[Axis]) -> int:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from consumer.messages import ModelInfo
     from consumer.tuning import Point
 
-_BATCHES = 2
-"""At least, in a look, after the one with which it begins to count."""
+_IMAGES = 8
+"""At least, in a look, after the batch with which it begins to count: whole batches, from one's end to another's."""
 _LOST_S = 60.0
 """For one batch; the service itself would say so after `model.infer_deadline_ms`."""
 
@@ -234,8 +234,8 @@ def _enough(batches: Sequence[tuple[float, int]], began_s: float, *, lead: int, 
     place = _steady(batches, lead)
     if place is None:
         return False
-    done = len(batches) - 1 - place
-    return done >= _BATCHES and batches[-1][0] - batches[place][0] >= seconds
+    images = sum(count for _, count in batches[place + 1 :])
+    return images >= _IMAGES and batches[-1][0] - batches[place][0] >= seconds
 
 
 def _steady(batches: Sequence[tuple[float, int]], lead: int) -> int | None:

@@ -175,7 +175,6 @@ def test_as_fast_with_less_is_taken_too() -> None:
     [
         ((32, 2, 0, 2), (1.05, 0.99, 1.1)),
         ((8, 2, 0, 2), (0.9, 0.95, 1.0)),
-        ((8, 2, 0, 2), ()),
         ((8, 2, 0, 3), (1.0,) * 3),
     ],
 )
@@ -183,6 +182,13 @@ def test_a_gain_within_the_spread_leaves_the_settings(point: Point, ratios: tupl
     used, why = decide(START, found(point, START), Gain(ratios))
     assert used == START
     assert "no gain" in why
+
+
+@pytest.mark.parametrize("ratios", [(), (1.3, 1.4)])
+def test_with_too_few_rounds_the_settings_stay_and_it_says_what_to_raise(ratios: tuple[float, ...]) -> None:
+    used, why = decide(START, found((8, 2, 0, 2), START), Gain(ratios))
+    assert used == START
+    assert "model.autotune_budget_ms" in why
 
 
 # --- remembered -----------------------------------------------------------------------------------------------------
