@@ -93,13 +93,18 @@ def load_model(settings: Settings, *, progress: Progress = lambda _share, _what:
         model = bootstrap_model.load_model(settings)
         return _with_remembered(settings, model) or _tuned_now(settings, model)
     package = bootstrap_model.obtain_package(settings, progress=progress)
-    runtime = bootstrap_model.choose_runtime(settings, package).runtime
-    found = remembered(settings, package.digest, runtime)
+    choice = bootstrap_model.choose_runtime(settings, package)
+    found = remembered(settings, package.digest, choice.runtime)
     if found is None:
         return _tuned_now(settings, bootstrap_model.load_package(settings, package))
+    if settings.model.runtime == "auto":
+        logger.info("runtime {}: {}", choice.runtime, choice.why)
     _say(found, settings, again=True)
     settings = with_values(settings, found.values)
-    return Loaded(settings, bootstrap_model.load_package(settings, package, preferred=runtime), found.values)
+    # With its name, as `auto` would look for what it chose by the batch size, which is another one now.
+    on = settings.model.model_copy(update={"runtime": choice.runtime})
+    model = bootstrap_model.load_package(settings.model_copy(update={"model": on}), package)
+    return Loaded(settings, model, found.values)
 
 
 def _with_remembered(settings: Settings, model: Model) -> Loaded | None:
@@ -307,7 +312,7 @@ def _key(settings: Settings, digest: str, runtime: str, left: Mapping[str, int])
             "recipe": _RECIPE,
             "digest": digest,
             "runtime": [runtime, version_of(kind) if kind is not None else ""],
-            "decoder": [version("pillow"), settings.decode.jpeg_scaled],
+            "decoder": version("pillow"),  # how it decodes is part of the digest
             "cpu": [cpu_name(), *sorted(cpu_flags())],
             "cores": quota_cores(),
             "device": settings.model.device,
