@@ -44,6 +44,7 @@ _RECIPE = 1
 _SEARCH_SHARE = 0.65
 """Of the budget; the rest is for holding what was found against what is set."""
 _LEAST_LOOK_S = 0.05
+_LOOKS_AT_LEAST = 8
 _COMPARE_ROUNDS = 7
 _AT_ONCE = 5
 """Runtimes that may be open side by side: threads and streams are compared in turns."""
@@ -190,12 +191,13 @@ class Tuning:
 
     def run(self, look: Looking) -> tuple[Point, str, bool]:
         """The point to use, why, and whether the time was enough to know."""
-        most_s = self._budget_s / 8
         if all(len(axis.values) == 1 for axis in self._axes):
             return self._start, "there is nothing to choose", True
 
         def look_at(point: Point) -> float | None:
-            return look(point, self._look_s, most_s=most_s)
+            left_s = self._budget_s - (self._now_s() - self._began_s)
+            most_s = max(_LEAST_LOOK_S, min(self._budget_s / _LOOKS_AT_LEAST, left_s))
+            return look(point, min(self._look_s, most_s), most_s=most_s)
 
         found = search(self._axes, self._start, look_at, may_go_on=self._until(_SEARCH_SHARE))
         gain = Gain(())
