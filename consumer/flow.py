@@ -63,6 +63,8 @@ from consumer.stages.shadow import HandOff
 from consumer.workers import Workers
 
 _JOIN_S = 10.0
+_LET_GO_S = 1.0
+"""For threads in a decoder or a store when all ends: the interpreter should not end under them."""
 _SCHEMA_REGISTRY = "schema-registry"  # its health key, beside those of the stores
 _SANDBOX_REST_S = 30.0
 """Seconds without a suspect after which the sandbox's memory is given back."""
@@ -267,10 +269,12 @@ class Flow:
             self._batch_changed.notify_all()
         self._budget.close()
         for pool in (self._fetch_pool, self._decode_pool, self._sandbox_pool):
-            pool.close()
+            pool.close()  # all of them first, so that none hands on to another
         self.serving.sandbox.close()
         if self._model_thread.is_alive() and not self._stuck:
             self._model_thread.join(timeout=_JOIN_S)
+        for pool in (self._fetch_pool, self._decode_pool):
+            pool.close(timeout_s=_LET_GO_S)
         self._servings.close()
 
     # --- parse ------------------------------------------------------------------------------------------------------

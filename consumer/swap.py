@@ -9,6 +9,7 @@ One thread decides. What others do for it, which may take long or never come bac
 service's end waits for neither. The stream waits for neither at any time: it feels only the CPU that they take.
 """
 
+import gc
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -369,6 +370,7 @@ class Swapper:
 
     def _swap(self, serving: Serving, wanted: Wanted, how: str) -> None:
         old, new = self._flow.serving.info, serving.info
+        gc.unfreeze()  # the first model is among what `bootstrap` has frozen, and would never be freed
         self._flow.swap(serving)
         self._served.add(new.digest)
         self._running_key, self._settled_key = wanted.key, ""

@@ -6,14 +6,17 @@ In place of `ThreadPoolExecutor`, whose futures nobody here would ask: with one 
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
+
+from loguru import logger
 
 _Work = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 class Workers:
-    """So many threads. What escapes from work ends its thread and is logged: guard what may raise."""
+    """So many threads. What escapes from work is logged, and its thread goes on: guard what somebody waits for."""
 
     def __init__(self, count: int, name: str) -> None:
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
@@ -29,17 +32,22 @@ class Workers:
         self._work.put((work, args))
 
     def close(self, *, timeout_s: float = 0.0) -> None:
-        """Begin nothing more, and wait so long for what is under way. Idempotent."""
+        """Begin nothing more, and wait so long for what is under way, all threads together. Idempotent."""
         self._closed = True
         for _ in self._threads:
             self._work.put(None)
-        if timeout_s:
-            for thread in self._threads:
-                thread.join(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def _run(self) -> None:
         take = self._work.get
         while (item := take()) is not None and not self._closed:
             work, args = item
-            work(*args)
+            try:
+                work(*args)
+            except Exception as error:
+                logger.opt(exception=error).error(
+                    "a defect: what was handed to {} failed", threading.current_thread().name
+                )
             del item, work, args  # an idle thread holds no image

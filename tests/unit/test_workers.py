@@ -26,6 +26,19 @@ def test_so_many_threads_work_side_by_side() -> None:
     workers.close(timeout_s=10)
 
 
+def test_what_escapes_from_work_costs_no_thread() -> None:
+    workers = Workers(1, "test")
+    done = threading.Event()
+
+    def fails() -> None:
+        raise ValueError("a defect")
+
+    workers.submit(fails)
+    workers.submit(done.set)
+    assert done.wait(10)
+    workers.close(timeout_s=10)
+
+
 def test_what_has_not_begun_when_it_closes_never_begins() -> None:
     begun, go_on = threading.Event(), threading.Event()
     done: list[str] = []
