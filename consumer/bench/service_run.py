@@ -52,6 +52,8 @@ class Names:
             "swap.watch_interval_ms": "0",
             "swap.shadow_topic": "",
             "tracking.enabled": "false",
+            # The terms beside it are those of the settings as they are.
+            "model.autotune": "false",
         }
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 
-from consumer.bench.service_run import read_metrics, window_of
+from consumer.bench.children import environment
+from consumer.bench.service_run import Names, read_metrics, window_of
 from consumer.bench.usage import Sample, others_s
+from consumer.settings import load
 
 
 def sample(at_s: float, *, busy_s: float | None = None, idle_s: float | None = None) -> Sample:
@@ -56,3 +58,13 @@ def test_a_machine_whose_count_does_not_add_up_says_nothing_of_others() -> None:
 def test_metrics_are_read_by_name_with_labels() -> None:
     text = '# HELP ouzel_batch_images x\nouzel_batch_images_sum 12.0\nouzel_images_total{outcome="labelled"} 1e+03\n'
     assert read_metrics(text) == {"ouzel_batch_images_sum": 12.0, 'ouzel_images_total{outcome="labelled"}': 1000.0}
+
+
+def test_a_service_that_is_measured_does_not_tune_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terms beside it are those of the settings as they are."""
+    monkeypatch.setenv("OUZEL_MODEL__AUTOTUNE", "true")
+    assert load(None).model.autotune
+    for name, value in environment(Names("images", "labels", "letters", "group").overrides()).items():
+        if name.startswith("OUZEL_"):
+            monkeypatch.setenv(name, value)
+    assert not load(None).model.autotune
