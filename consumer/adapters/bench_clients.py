@@ -93,15 +93,16 @@ class Topics:
                 f"the broker does not say how long {topic} is: {error}", remedy="look at the broker's log"
             ) from error
 
-    def delete(self, topics: Sequence[str], groups: Sequence[str]) -> None:
-        """Delete these topics and groups, as far as they are there and the broker lets us."""
+    def delete(self, topics: Sequence[str], groups: Sequence[str], *, within_s: float = _ANSWER_S) -> None:
+        """Delete these topics and groups, as far as they are there and the broker lets us; all within so long."""
+        admin, until_s = self._admin, time.monotonic() + within_s
         deleted = [
-            *self._admin.delete_topics(list(topics), operation_timeout=_ANSWER_S).values(),
-            *(self._admin.delete_consumer_groups(list(groups), request_timeout=_ANSWER_S) if groups else {}).values(),
+            *admin.delete_topics(list(topics), operation_timeout=within_s, request_timeout=within_s).values(),
+            *(admin.delete_consumer_groups(list(groups), request_timeout=within_s) if groups else {}).values(),
         ]
         for future in deleted:
             try:
-                future.result(_ANSWER_S)
+                future.result(max(0.0, until_s - time.monotonic()))
             except (KafkaException, TimeoutError):
                 continue
 

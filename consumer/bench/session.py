@@ -34,6 +34,9 @@ _FEWEST = 200
 _MOST_BYTES = 2_000_000_000
 _PROBE_S = 0.3
 _LOOKS = 25
+_DELETE_S = 30.0
+_FAILED_CREATE_S = 5.0
+"""The broker may not be there at all: no long wait on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,35 +79,46 @@ def bench(plan: Plan, settings_file: Path | None, told: Told) -> Result:
                 overrides["stores.file.roots"] = f'["{workload.folder.resolve()}"]'
             overrides_for_stages = overrides | {"stores.file.roots": f'["{workload.folder.resolve()}"]'}
             settings = load_with_sources(settings_file, _typed(overrides))[0]
-            topics = Topics(client_properties(settings.kafka, "admin"))
-            if broker.kind != "embedded":
-                create_topics(settings.kafka, dict.fromkeys(names.all(plan), settings.topics.partitions))
             arguments = [str(workload.folder), f"{plan.megapixels:g}", *([str(settings_file)] if settings_file else [])]
-            try:
-                with asked(
+            with (
+                _topics(plan, settings, names, broker) as topics,
+                asked(
                     "stages",
                     "consumer.bench.stage_process",
                     arguments,
                     log=folder / "stages.log",
                     overrides=overrides_for_stages,
-                ) as stages:
-                    session = _Session(
-                        plan=plan,
-                        settings=settings,
-                        settings_file=settings_file,
-                        overrides=overrides,
-                        names=names,
-                        topics=topics,
-                        broker=broker,
-                        workload=workload,
-                        folder=folder,
-                        stages=stages,
-                        told=told,
-                    )
-                    return session.run()
-            finally:
-                if broker.kind == "given":
-                    topics.delete(names.all(plan), names.groups(plan))
+                ) as stages,
+            ):
+                session = _Session(
+                    plan=plan,
+                    settings=settings,
+                    settings_file=settings_file,
+                    overrides=overrides,
+                    names=names,
+                    topics=topics,
+                    broker=broker,
+                    workload=workload,
+                    folder=folder,
+                    stages=stages,
+                    told=told,
+                )
+                return session.run()
+
+
+@contextmanager
+def _topics(plan: Plan, settings: Settings, names: TopicNames, broker: Broker) -> Iterator[Topics]:
+    """Made for the run; on a broker that is given gone after it, also where only some could be made."""
+    topics = Topics(client_properties(settings.kafka, "admin"))
+    within_s = _FAILED_CREATE_S
+    try:
+        if broker.kind != "embedded":
+            create_topics(settings.kafka, dict.fromkeys(names.all(plan), settings.topics.partitions))
+        within_s = _DELETE_S
+        yield topics
+    finally:
+        if broker.kind == "given":
+            topics.delete(names.all(plan), names.groups(plan), within_s=within_s)
 
 
 def _typed(overrides: Mapping[str, str]) -> dict[str, Any]:
