@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,12 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from consumer.adapters.bench_clients import Record, open_loop
+from consumer.bench import session
+from consumer.bench.broker import create_topics
 from consumer.bench.kafka_jars import KafkaUnavailable, fetch_jars, find_java
+from consumer.bench.results import Plan
+from consumer.errors import CommandRefused
+from consumer.settings import KafkaSettings
 from tests.kafka_broker import Cluster, KafkaBroker
 from tests.kafka_clients import unique
 from tests.unit.test_demo_page import Page
@@ -26,11 +31,11 @@ pytestmark = pytest.mark.kafka
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    """The null runtime, and batches of four sizes."""
+    """The null runtime, batches of four sizes, and a cache that is nobody's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OUZEL_")}
     settings = tmp_path / "settings.toml"
     settings.write_text('[model]\nruntime = "null"\n[batch]\nmax_size = 4\n[topics]\npartitions = 3\n')
-    return {**kept, "OUZEL_SETTINGS": str(settings)}
+    return {**kept, "OUZEL_SETTINGS": str(settings), "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
 def bench(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -54,8 +59,8 @@ def check_round(each: Mapping[str, Any]) -> None:
     assert 0 < window["service_cpu_s"] <= 1.1 * window["cores"] * window["wall_s"]
     assert each["achieved"] == pytest.approx(window["images"] / window["wall_s"])
     assert each["ratio"] == pytest.approx(each["achieved"] / each["roofline"])
-    # Above it only by noise: the null runtime's images are decoded all the same.
-    assert 0 < each["ratio"] < 1.5
+    # No bound above: so short a window, with CPU counted in steps of 10 ms, may come out well over 1.
+    assert each["ratio"] > 0
 
 
 def test_a_run_with_a_broker_of_its_own_adds_up(tmp_path: Path) -> None:
@@ -155,22 +160,36 @@ def test_an_interrupt_ends_every_child_and_leaves_nothing_on_the_broker(kafka: C
     assert _left_at(kafka)[0] == []
 
 
+class PausingAtThe100th(Sequence[Record]):
+    """300 records. The load that comes to the 100th finds the broker paused, for so many seconds."""
+
+    def __init__(self, broker: KafkaBroker, *, paused_s: float) -> None:
+        self._broker = broker
+        self._paused_s = paused_s
+        self._has_paused = False
+
+    def __len__(self) -> int:
+        return 300
+
+    def __getitem__(self, number: Any) -> Any:
+        if number >= 300:
+            raise IndexError(number)
+        if number == 100 and not self._has_paused:
+            self._has_paused = True
+            self._broker.pause()
+            threading.Timer(self._paused_s, self._broker.resume).start()
+        return Record(f"image-{number}", b"x")
+
+
 def test_images_that_are_due_while_nothing_answers_are_in_the_latencies(broker: KafkaBroker) -> None:
     """A generator that waited for answers would send one image into the pause; this one goes on as it was to."""
     topic = broker.create_topic(unique("echo"))
-    paused_s = 1.0
-
-    def pause() -> None:
-        broker.pause()
-        threading.Timer(paused_s, broker.resume).start()
-
-    threading.Timer(1.0, pause).start()
     found = open_loop(
         broker.client_properties(linger_ms=0),
         broker.client_properties(group_id="reader"),
         input_topic=topic,
         read_topic=topic,
-        records=[Record(f"image-{number}", b"x") for number in range(300)],
+        records=PausingAtThe100th(broker, paused_s=1.0),
         due_s=[number / 100 for number in range(300)],
         silent_s=20,
         warm=[Record("warm", b"x")],
@@ -180,6 +199,22 @@ def test_images_that_are_due_while_nothing_answers_are_in_the_latencies(broker: 
     # 100 were due in the pause; of those 70 had to wait for at least 300 ms of it.
     assert sum(each >= 300 for each in found.latencies_ms) >= 60
     assert max(found.latencies_ms) >= 900
+
+
+def test_topics_of_which_only_some_can_be_made_are_gone_again(
+    kafka: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_the_first(settings: KafkaSettings, topics: Mapping[str, int]) -> None:
+        create_topics(settings, dict(list(topics.items())[:1]))
+        assert _left_at(kafka)[0] == list(topics)[:1]
+        raise CommandRefused("no more topics", remedy="")
+
+    monkeypatch.setattr(session, "create_topics", only_the_first)
+    settings = environment(tmp_path)["OUZEL_SETTINGS"]
+    plan = Plan(megapixels=0.1, sizes=(), bootstrap_servers=kafka.bootstrap_servers)
+    with pytest.raises(CommandRefused, match="no more topics"):
+        session.bench(plan, Path(settings), session.Told())
+    assert _left_at(kafka) == ([], [])
 
 
 def test_a_process_id_that_is_nobodys_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
