@@ -32,7 +32,9 @@ class Measured:
     """The same without the model: what stays on the CPU where a GPU has it."""
     infer_cpu_ms: float
     ratio: float
-    """Achieved over roofline."""
+    """Achieved over roofline; at most 1, as nothing is planned above the limit."""
+    less_others: bool
+    """Whether the ratio has the CPU of other processes taken off the limit: that of a machine that was not quiet."""
     broker_cpu_ms: float
     image_bytes: float
     event_bytes: float
@@ -96,11 +98,13 @@ def measured(bench: Mapping[str, Any]) -> Measured:
         model = facts["model"]
         infer = terms["infer_used_ms"]["median"]
         limit = terms["sum_ms"]["median"]
+        less_others = bench.get("ratio_less_others")
         return Measured(
             limit_cpu_ms=limit,
             decode_side_cpu_ms=limit - infer,
             infer_cpu_ms=infer,
-            ratio=bench["ratio"]["median"],
+            ratio=min(1.0, (less_others or bench["ratio"])["median"]),
+            less_others=bool(less_others),
             broker_cpu_ms=(bench["broker_cpu_ms"] or {"median": 0.0})["median"],
             image_bytes=facts["image_bytes"],
             event_bytes=facts["event_bytes"],
@@ -173,11 +177,12 @@ def _inputs(found: Measured, wanted: Asked) -> Iterator[list[str]]:
     yield ["measured with", f"{found.about}; {found.megapixels:g} MP, {found.image_bytes / 1000:.0f} KB"]
     yield ["terms of the roofline, CPU-ms an image", f"{found.limit_cpu_ms:.2f}"]
     yield ["of these the model's", f"{found.infer_cpu_ms:.2f}"]
-    yield ["achieved over roofline", f"{found.ratio:.2f}"]
+    others = ", other processes' CPU taken off" if found.less_others else ""
+    yield [f"achieved over roofline{others}", f"{found.ratio:.2f}"]
     yield ["images/s of a core", f"{found.per_core:.0f}"]
     yield [f"images/s of a replica with {wanted.cores} cores", f"{found.per_core * wanted.cores:.0f}"]
     for load, p99_ms in found.loads:
-        yield [f"p99 at {load:.0%} of that", f"{p99_ms:.0f} ms"]
+        yield [f"p99 at {load:.0%} of the images/s measured", f"{p99_ms:.0f} ms"]
     yield ["load that is planned with", f"{usable_load(found, wanted):.0%}"]
     yield ["images/s that a core decodes for a GPU", f"{found.decode_limit_per_core:.0f}"]
 

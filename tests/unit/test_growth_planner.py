@@ -24,6 +24,7 @@ FOUND = Measured(
     decode_side_cpu_ms=2.0,
     infer_cpu_ms=8.0,
     ratio=0.8,
+    less_others=False,
     broker_cpu_ms=0.36,
     image_bytes=99_880.0,
     event_bytes=1_000.0,
@@ -42,6 +43,7 @@ BENCH: dict[str, Any] = {
     "machine": {"cpu": "a CPU"},
     "terms": {"sum_ms": _spread(10.0), "infer_used_ms": _spread(8.0)},
     "ratio": _spread(0.8),
+    "ratio_less_others": None,
     "broker_cpu_ms": _spread(0.36),
     "facts": {
         "image_bytes": 99_880.0,
@@ -96,6 +98,16 @@ def test_a_bench_is_read_as_it_is_written() -> None:
     found = measured(BENCH)
     assert (found.per_core, found.decode_side_cpu_ms, list(found.loads)) == (80.0, 2.0, list(FOUND.loads))
     assert measured({**BENCH, "broker_cpu_ms": None, "latency": None}).broker_cpu_ms == 0.0
+
+
+def test_on_a_machine_that_was_not_quiet_the_ratio_without_the_others_counts() -> None:
+    # Half of the cores were others': a plan with 0.4 would have twice the replicas.
+    found = measured({**BENCH, "ratio": _spread(0.4), "ratio_less_others": _spread(0.8)})
+    assert found.per_core == pytest.approx(80.0)
+    rows = dict(tables({**BENCH, "ratio_less_others": _spread(0.9)}, HALF)["planner-inputs"][1:])
+    assert rows["achieved over roofline, other processes' CPU taken off"] == "0.90"
+    # By noise it may come out above the limit, which no plan is.
+    assert measured({**BENCH, "ratio_less_others": _spread(1.02)}).per_core == pytest.approx(100.0)
 
 
 @pytest.mark.parametrize("wrong", [{}, {"terms": {}}, {**BENCH, "ratio": 0.8}])
