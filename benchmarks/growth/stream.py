@@ -15,9 +15,9 @@ import psutil
 
 from benchmarks.growth.curve import say
 from benchmarks.replicas import ROOT, BirdModel
-from consumer.adapters.bench_clients import Record, Topics, fill
+from consumer.adapters.bench_clients import Record, Topics
 from consumer.adapters.kafka_admin import KafkaAdmin, TopicPlan
-from consumer.bench.broker import Broker, create_topics, kafka_broker
+from consumer.bench.broker import Broker, create_topics, fill_topic, kafka_broker
 from consumer.bench.service_run import BacklogRun, Names, Service, run_backlog, running_service
 from consumer.bench.workload import Workload, make_workload
 from consumer.errors import BrokerUnreachable
@@ -97,7 +97,7 @@ class Stream:
         """A topic with `count` messages, the JPEGs in turn, each with a key of its own."""
         partitions = partitions or self.partitions
         create_topics(self.settings.kafka, {name: partitions})
-        fill(client_properties(self.settings.kafka, "producer"), name, raw_records(bodies, count))
+        fill_topic(self.settings.kafka, name, raw_records(bodies, count))
         return Backlog(name, count, partitions, sum(map(len, bodies)) / len(bodies))
 
     def names(self, input_topic: str, *, partitions: int) -> Names:

@@ -1,8 +1,8 @@
-"""The broker of a run: one that is given, a real Apache Kafka started for it, or as a last resort the embedded one."""
+"""The broker of a run (given, a real Apache Kafka started for it, or as a last resort the embedded one), its topics."""
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Literal
 
 import orjson
 
+from consumer.adapters.bench_clients import Record, fill
 from consumer.adapters.kafka_admin import KafkaAdmin, TopicPlan
 from consumer.bench.kafka_jars import KAFKA_VERSION, RESOURCES, fetch_jars, find_java
 from consumer.demo.processes import Child
@@ -22,6 +23,7 @@ Kind = Literal["given", "kafka", "embedded"]
 EMBEDDED_BYTES = 8_000_000
 """What the embedded broker is given at most: it keeps about 5 MiB a partition, and drops what is over that."""
 _START_S = 90.0
+_TOLD_EVERY = 100
 _STORAGE_ID = "4L6g3nShT-eMCtK--X86sw"  # any base64 UUID will do
 # kafka-server-start.sh's and kafka-run-class.sh's own, of Kafka 4: the broker is to be as fast as an operator's.
 _JVM = (
@@ -163,3 +165,22 @@ def create_topics(kafka: KafkaSettings, topics: Mapping[str, int]) -> None:
     largest = str(kafka.max_message_bytes + HEADROOM_BYTES)
     plans = [TopicPlan(name, partitions, -1, {"max.message.bytes": largest}) for name, partitions in topics.items()]
     KafkaAdmin(client_properties(kafka, "admin"), timeout_s=kafka.request_timeout_ms / 1000).create(plans)
+
+
+def fill_topic(
+    kafka: KafkaSettings, topic: str, records: Iterable[Record], *, tell: Callable[[int], None] = lambda _done: None
+) -> None:
+    """Put the records on the topic; `tell` is told how many are confirmed, now and then and at the end.
+
+    Raises OutputRefused where the broker does not take one.
+    """
+    done = 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        if done % _TOLD_EVERY == 0:
+            tell(done)
+
+    fill(client_properties(kafka, "producer"), topic, records, tell=more)
+    tell(done)

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from consumer.adapters.bench_clients import Topics, fill
+from consumer.adapters.bench_clients import Topics
 from consumer.bench.broker import (
     EMBEDDED_BYTES,
     Broker,
     create_topics,
     embedded_broker,
+    fill_topic,
     given_broker,
     kafka_broker,
 )
@@ -226,18 +227,9 @@ class _Session:
         return max(1, min(wanted, int(most_bytes / size)))
 
     def _fill(self) -> None:
-        properties = client_properties(self._settings.kafka, "producer")
         messages = records(self._workload.folder, self._plan.megapixels, self._plan.form, self._count)
         with self._told.counting("filling the topic", self._count) as tell:
-            sent = 0
-
-            def more(count: int) -> None:
-                nonlocal sent
-                sent += count
-                if sent % 100 == 0:
-                    tell(sent)
-
-            fill(properties, self._names.images, messages, tell=more)
+            fill_topic(self._settings.kafka, self._names.images, messages, tell=tell)
 
     # --- a round ----------------------------------------------------------------------------------------------------
 
