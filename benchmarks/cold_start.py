@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import machine, spread
-from benchmarks.replicas import BirdModel
+from benchmarks.harness import BirdModel
 from consumer.adapters.runtimes.kinds import KINDS, is_installed
 
 # What a replica does until its model is warm, in a process that has imported nothing else.

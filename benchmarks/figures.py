@@ -24,7 +24,7 @@ import numpy as np
 from confluent_kafka import Producer
 from PIL import Image
 
-from benchmarks.replicas import BirdModel, Follower, broker, fill, replica
+from benchmarks.harness import BirdModel, Follower, broker, fill, replica
 from benchmarks.s3_clients import static_server
 from consumer import bootstrap_model
 from consumer.adapters.cpu_flags import cpu_flags, cpu_name, noted

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 
 from benchmarks.figures import machine, spread
-from benchmarks.replicas import BirdModel, broker, replica
+from benchmarks.harness import BirdModel, broker, replica
 from consumer.adapters.runtimes.kinds import KINDS, is_installed
 from tests.kafka_broker import KafkaBroker
 

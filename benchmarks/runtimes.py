@@ -25,7 +25,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.figures import machine
-from benchmarks.replicas import BirdModel
+from benchmarks.harness import BirdModel
 
 PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "consumer" / "data" / "photographs"
 BATCHES = (1, 8, 32)

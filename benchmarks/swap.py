@@ -22,7 +22,7 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 
-from benchmarks.replicas import BirdModel, Replica, broker, replica
+from benchmarks.harness import BirdModel, Replica, broker, replica
 from tests.kafka_broker import KafkaBroker
 from tests.models import PHOTOGRAPHS, tiny_model
 

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.figures import PHOTOGRAPHS, machine
-from benchmarks.replicas import Follower, broker, fill, replica
+from benchmarks.harness import Follower, broker, fill, replica
 from tests import wandb_runs
 from tests.processes import wait_until
 

@@ -10,7 +10,7 @@ from benchmarks.growth import planner, tables
 from benchmarks.growth.curve import Curve, Found, document, say
 from benchmarks.growth.curves import CURVES
 from benchmarks.growth.draw import draw
-from benchmarks.replicas import ROOT
+from benchmarks.harness import ROOT
 from consumer.errors import OuzelError
 
 DOCS = ROOT / "docs"

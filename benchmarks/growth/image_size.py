@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.growth.curve import Curve, Found, Point, middle, say, short, text
 from benchmarks.growth.draw import COLOURS, legend, line, log_x, panels, stacked
 from benchmarks.growth.stream import model_overrides, model_says
-from benchmarks.replicas import ROOT
+from benchmarks.harness import ROOT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

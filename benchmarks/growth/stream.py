@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from benchmarks.growth.curve import say
-from benchmarks.replicas import ROOT, BirdModel
+from benchmarks.harness import ROOT, BirdModel
 from consumer.adapters.bench_clients import Record, Topics
 from consumer.adapters.kafka_admin import KafkaAdmin, TopicPlan
 from consumer.bench.broker import Broker, create_topics, fill_topic, kafka_broker

@@ -9,6 +9,7 @@ from typing import Any
 
 from confluent_kafka import Producer
 
+from benchmarks.harness import PARTITIONS, replica
 from benchmarks.peers.measure import (
     MLSERVER_HEADERS,
     drop_topics,
@@ -22,7 +23,6 @@ from benchmarks.peers.measure import (
 from benchmarks.peers.peers import PEERS
 from benchmarks.peers.processes import Tree
 from benchmarks.peers.work import Pair, PeerError, Work, inline_message
-from benchmarks.replicas import PARTITIONS, replica
 from tests.kafka_broker import KafkaBroker
 
 _QUIET_S = 5.0

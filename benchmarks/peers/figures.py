@@ -15,6 +15,7 @@ from typing import Any
 from confluent_kafka import Producer
 from rich.console import Console
 
+from benchmarks.harness import PARTITIONS, Follower
 from benchmarks.peers import environments, measure
 from benchmarks.peers.measure import First, Measured
 from benchmarks.peers.peers import PEERS, SETTINGS, Peer
@@ -22,7 +23,6 @@ from benchmarks.peers.processes import busy_s, peer_environment
 from benchmarks.peers.ratios import Spread, judged, percentile, ratios, short, spread
 from benchmarks.peers.report import Report
 from benchmarks.peers.work import Pair, PeerError, Work
-from benchmarks.replicas import PARTITIONS, Follower
 from consumer import __version__
 from consumer.cpu import quota_cores
 from tests.kafka_broker import KafkaBroker

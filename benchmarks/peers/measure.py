@@ -18,11 +18,11 @@ from typing import Any
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
+from benchmarks.harness import MAX_MESSAGE_BYTES, PARTITIONS, ROOT, replica
 from benchmarks.peers import environments
 from benchmarks.peers.peers import PEERS, Peer
 from benchmarks.peers.processes import Tree, busy_s
 from benchmarks.peers.work import Pair, PeerError, Work, inline_message
-from benchmarks.replicas import MAX_MESSAGE_BYTES, PARTITIONS, ROOT, replica
 from consumer.cpu import quota_cores
 from tests.kafka_broker import KafkaBroker
 

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from PIL import Image
 
-from benchmarks.replicas import ROOT, BirdModel
+from benchmarks.harness import ROOT, BirdModel
 from consumer import bootstrap_model
 from consumer.adapters.labels import load_labels
 from consumer.model_spec import InputSpec
