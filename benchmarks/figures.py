@@ -1,6 +1,6 @@
-"""The figures of the README: `python -m benchmarks.figures all`, or stream, s3, photographs, memory, decoder-crash.
+"""The figures of the README: `python -m benchmarks.figures all`, or stream, s3, decoder-crash.
 
-Every figure is a ratio taken side by side in one run, or a slope; it says the spread over its rounds and what machine
+Every figure is a ratio taken side by side in one run; it says the spread over its rounds and what machine
 it was measured on. A broker is started for the purpose; nothing else should run beside it.
 """
 
@@ -13,15 +13,12 @@ import statistics
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from confluent_kafka import Producer
 from PIL import Image
 
 from benchmarks.harness import BirdModel, Follower, broker, fill, replica
@@ -43,13 +40,11 @@ def main() -> None:
     figures: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
         "stream": stream,
         "s3": from_s3,
-        "photographs": five_photographs,
-        "memory": memory,
         "decoder-crash": decoder_crash,
     }
     parser.add_argument("figure", choices=["all", *figures])
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements")
-    parser.add_argument("--images", type=int, default=0, help="images a round (stream, s3) or in all (memory)")
+    parser.add_argument("--images", type=int, default=0, help="images a round")
     arguments = parser.parse_args()
     for name, measure in figures.items():
         if arguments.figure in ("all", name):
@@ -230,105 +225,6 @@ def _s3_environment(endpoint: str) -> dict[str, str]:
         "OUZEL_STORES__S3__REGION": "us-east-1",
         "OUZEL_STORES__S3__ACCESS_KEY_ID": "measure",
         "OUZEL_STORES__S3__SECRET_ACCESS_KEY": "measure",
-    }
-
-
-# --- five photographs, one after the other or at once ---------------------------------------------------------------
-
-
-def five_photographs(arguments: argparse.Namespace) -> dict[str, Any]:
-    """From the first produce to the last label event on a warm replica, over a plain script that loads each photograph
-    with Pillow and calls the model one by one (loading the model excluded)."""
-    birds = BirdModel.find()
-    paths = birds.photographs if birds else sorted(PHOTOGRAPHS.glob("*.jpg"))[:5]
-    values = [path.read_bytes() for path in paths]
-    script = _PlainScript(_settings())
-    script.run(paths)
-    names = {part: f"{part}-{uuid.uuid4().hex[:6]}" for part in ("input", "output", "letters")}
-    rounds = []
-    with broker(list(names.values())) as node, replica(node, names, birds.environment if birds else {}) as running:
-        running.wait_ready()
-        producer = Producer({"bootstrap.servers": node.bootstrap_servers, "linger.ms": 0, "message.max.bytes": 2**24})
-        follower = Follower(node, names["output"])
-        for number in range(max(arguments.rounds, 10) + 2):
-            script_s = script.run(paths)
-            started_s = time.monotonic()
-            for path, value in zip(paths, values, strict=True):
-                producer.produce(names["input"], value=value, key=path.stem.encode())
-            producer.poll(0)
-            service_s = follower.until(follower.seen + len(values)) - started_s
-            producer.flush(10)
-            if number >= 2:  # the first two warm connections and caches
-                rounds.append(service_s / script_s)
-                _say(f"round {number - 1}: script {script_s * 1000:.0f} ms, service {service_s * 1000:.0f} ms")
-        follower.close()
-    return {"ratio": spread(rounds), "photographs": len(values), "target": "<= 0.8"}
-
-
-class _PlainScript:
-    """TensorFlow and Pillow as a first script has them: one image after the other."""
-
-    def __init__(self, settings: Settings) -> None:
-        import tensorflow as tf
-
-        if settings.model.source == "default":
-            from consumer.adapters.default_model import default_model
-
-            found = default_model(bootstrap_model.cache_folder(), threads=quota_cores())
-            self._folder, self._range = str(found.folder), (127.0, 128.0)
-        else:
-            self._folder, self._range = settings.model.source, (0.0, 255.0)
-        loaded = tf.saved_model.load(self._folder)
-        self._loaded = loaded
-        signatures = loaded.signatures
-        self._call = signatures[next(iter(signatures))]
-        self._input = next(iter(self._call.structured_input_signature[1]))
-        self._tf = tf
-
-    def run(self, paths: Sequence[Path]) -> float:
-        """Seconds for these photographs."""
-        mean, scale = self._range
-        started_s = time.monotonic()
-        for path in paths:
-            with Image.open(path) as image:
-                small = image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
-            pixels = (np.asarray(small, np.float32)[None] - mean) / scale
-            scores = next(iter(self._call(**{self._input: self._tf.constant(pixels)}).values())).numpy()
-            scores[0].argsort()[-3:]
-        return time.monotonic() - started_s
-
-
-# --- memory ---------------------------------------------------------------------------------------------------------
-
-
-def memory(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Resident memory of a replica over many images: its slope after the first 2,000."""
-    count = arguments.images or 20_000
-    birds = BirdModel.find()
-    names = {part: f"{part}-memory" for part in ("input", "output", "letters")}
-    samples: list[tuple[int, int]] = []
-    with broker(list(names.values())) as node:
-        fill(node, names["input"], _small_photographs(), count)
-        with replica(node, names, birds.environment if birds else {}) as running:
-            running.wait_ready()
-            follower = Follower(node, names["output"])
-            for goal in range(500, count + 1, 500):
-                follower.until(goal)
-                samples.append((follower.seen, running.resident_bytes()))
-                if goal % 2_000 == 0:
-                    _say(f"{follower.seen} images: {samples[-1][1] / 2**20:.0f} MiB")
-            follower.close()
-    late = [(images, held) for images, held in samples if images > 2_000]
-    images, held = np.array(late, dtype=float).T
-    slope = float(np.polyfit(images, held, 1)[0])
-    grown = statistics.median(held[-4:]) - statistics.median(held[:4])
-    return {
-        "slope_bytes_an_image": round(slope, 1),
-        "grown_mib_after_2000": round(float(grown) / 2**20, 1),
-        "resident_mib": round(samples[-1][1] / 2**20),
-        "resident_mib_at": {str(n): round(h / 2**20) for (n, h), _ in pairwise(samples[::4] + samples[-1:])},
-        "images": count,
-        "target": "no slope after the first 2,000",
     }
 
 
