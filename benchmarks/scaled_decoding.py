@@ -6,47 +6,28 @@ Full and scaled decoding are timed in turns, in one run, so that what else the m
 a SavedModel with input 0 to 1, squeezed bilinear; without it, the default model with its own preprocessing.
 """
 
-import argparse
 import io
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from consumer import bootstrap_model
+from benchmarks.model_options import ROUNDS, chosen
 from consumer.adapters import image as decoding
 from consumer.adapters.image import PillowDecoder
-from consumer.settings import Settings
 
-PHOTOGRAPHS = Path(__file__).parents[1] / "consumer" / "data" / "photographs"
 MARGINS = (1, 2, 3, 4)
-ROUNDS = 15
 LARGE = (4000, 3000)
 
 
 def main() -> None:
     """Two tables on stdout."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--labels", default="")
-    parser.add_argument("--images", type=Path, default=PHOTOGRAPHS)
-    options = parser.parse_args()
-    model_settings = {"source": options.model, "labels": options.labels, "device": "cpu"}
-    settings = Settings.model_validate({"model": model_settings})
-    model = bootstrap_model.load_model(settings)
-    model.runtime.warm_up([1])
-    default = options.model == "default"
-    height, width = model.runtime.input_size
-    resize, crop = ("bicubic", 0.875) if default else ("bilinear", 1.0)
-
-    def decoder(*, scaled: bool) -> PillowDecoder:
-        return PillowDecoder((height, width), resize=resize, crop=crop, jpeg_scaled=scaled)  # type: ignore[arg-type]
-
-    bodies = {path.name: path.read_bytes() for path in sorted(options.images.glob("*.jpg"))}
-    full = {name: decoder(scaled=False).decode(body).pixels for name, body in bodies.items()}
+    model = chosen(__doc__)
+    (height, width), bodies = model.runtime.input_size, model.bodies
+    plain, scaled = model.decoder(), model.decoder(scaled=True)
+    full = {name: plain.decode(body).pixels for name, body in bodies.items()}
     scores = {name: model.runtime.infer(pixels[None])[0] for name, pixels in full.items()}
     print(f"{len(bodies)} photographs, model {model.runtime.info.name}, input {width} x {height}")
     print("| at least | scaled | mean difference | largest | largest change of a score | first label kept |")
@@ -55,7 +36,7 @@ def main() -> None:
         decoding.SCALED_MARGIN = margin
         means, largest, moved, kept, steps = [], [], [], 0, 0
         for name, body in bodies.items():
-            found = decoder(scaled=True).decode(body)
+            found = scaled.decode(body)
             steps += any(step.startswith("draft") for step in found.facts.applied)
             difference = np.abs(found.pixels.astype(int) - full[name])
             means.append(float(difference.mean()))
@@ -67,7 +48,7 @@ def main() -> None:
             f"| {margin} x | {steps} | {max(means):.2f} | {max(largest)} | {max(moved):.4f} | {kept} of {len(bodies)} |"
         )
     decoding.SCALED_MARGIN = 2
-    _times(bodies, decoder(scaled=False), decoder(scaled=True))
+    _times(bodies, plain, scaled)
 
 
 def _times(bodies: dict[str, bytes], full: PillowDecoder, scaled: PillowDecoder) -> None:
