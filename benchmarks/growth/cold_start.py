@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from benchmarks.cold_start import started
 from benchmarks.growth.curve import Curve, Found, interleaved, middle, say, short, text
 from benchmarks.growth.draw import COLOURS, legend, panels
+from benchmarks.growth.others import Others
 from consumer.adapters.runtimes.kinds import KINDS, is_installed
 
 if TYPE_CHECKING:
@@ -20,11 +21,13 @@ def measure(options: Namespace) -> Found:
     if options.quick:
         installed = [name for name in installed if name in ("null", "openvino")]
     with tempfile.TemporaryDirectory(prefix="ouzel-cold-start-") as cache:
+        others = Others()
         first = {name: started(name, Path(cache)) for name in installed}
         say(f"with an empty cache: {first}")
         found = interleaved(installed, options.rounds, lambda name, _: started(name, Path(cache)))
+        told = others.figures()
     points = [{"runtime": name, "first_warm_s": short(first[name]["warm_s"]), **point} for name, point in found.items()]
-    return {"facts": {"rounds": options.rounds}, "points": points}
+    return {"facts": {"rounds": options.rounds, **told}, "points": points}
 
 
 def draw(found: Found, figure: "Figure") -> None:

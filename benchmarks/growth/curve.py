@@ -22,6 +22,8 @@ Point = dict[str, Any]
 Found = dict[str, Any]
 """`points` and `facts`, and what `document` adds."""
 Key = TypeVar("Key")
+NOISY_SHARE = 0.1
+"""Of the cores: what others use above it is told with the figures."""
 _VERSIONS = ("confluent-kafka", "numpy", "pillow", "openvino", "onnxruntime", "tensorflow-cpu")
 
 
@@ -41,13 +43,37 @@ class Curve:
 
 def document(curve: Curve, found: Found, arguments: Sequence[str]) -> Found:
     """The JSON of a curve: its points, and what they were made by and on."""
-    return {
+    whole = {
         "curve": curve.name,
         "says": curve.says,
         "command": shlex.join(["python", "-m", "benchmarks.growth", *arguments]),
         "machine": machine(),
         **found,
     }
+    return whole | {"others_share": others_share(whole)}
+
+
+def others_share(found: Found) -> float | None:
+    """What share of the cores other processes used while the points were measured; None where nobody could tell."""
+    if "others_share" in found:
+        known: float | None = found["others_share"]
+        return known
+    told = [each for each in (found["facts"], *found["points"]) if "others_cores" in each]
+    seconds = sum(_figure(each["window_s"]) for each in told)
+    if not seconds:
+        return None
+    used_s = sum(_figure(each["others_cores"]) * _figure(each["window_s"]) for each in told)
+    return short(used_s / seconds / found["machine"]["cores"])
+
+
+def was_quiet(found: Found) -> bool:
+    """Whether others used so little that it need not be told; also where nobody could tell."""
+    return (others_share(found) or 0.0) <= NOISY_SHARE
+
+
+def _figure(value: float | Mapping[str, float]) -> float:
+    """Of one run, or the median of several."""
+    return value["median"] if isinstance(value, Mapping) else value
 
 
 def machine() -> dict[str, Any]:
@@ -88,8 +114,9 @@ def interleaved(
 
 
 def merged(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Of each figure of all rounds its spread."""
-    return {name: spread(each[name] for each in rounds) for name in rounds[0]}
+    """Of each figure that all rounds have its spread."""
+    names = [name for name in rounds[0] if all(name in each for each in rounds)]
+    return {name: spread(each[name] for each in rounds) for name in names}
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.growth.curve import Curve, Found, Point, middle, say, short, text
+from benchmarks.growth.curve import Curve, Found, Point, middle, say, short, spread, text, was_quiet
 from benchmarks.growth.draw import COLOURS, legend, line, log_x, panels, stacked
 from benchmarks.growth.stream import model_overrides, model_says
 from benchmarks.harness import ROOT
@@ -58,7 +58,8 @@ def _point(megapixels: float, summary: dict[str, Any]) -> Point:
     parts = {part["name"].partition(" (")[0]: short(part["cpu_ms"]) for part in summary["parts"]}
     # What the service uses beside its terms, padding among it; broker and bench are not the service's.
     beyond = short(parts["service beyond these"] + parts["padding"])
-    return {
+    windows = [each["window"] for each in summary["each_round"]]
+    point: Point = {
         "megapixels": megapixels,
         "image_bytes": round(summary["facts"]["image_bytes"]),
         "images_per_s": _short(summary["achieved"]),
@@ -75,6 +76,11 @@ def _point(megapixels: float, summary: dict[str, Any]) -> Point:
             "broker": parts["broker"],
         },
     }
+    if summary["ratio_less_others"] is not None:
+        point["ratio_less_others"] = _short(summary["ratio_less_others"])
+    if all(window["others_cpu_s"] is not None for window in windows):
+        point["others_cores"] = spread(window["others_cpu_s"] / window["wall_s"] for window in windows)
+    return point
 
 
 def _short(figure: dict[str, float]) -> dict[str, float]:
@@ -103,21 +109,24 @@ def draw(found: Found, figure: "Figure") -> None:
 
 
 def table(found: Found) -> list[list[str]]:
-    """A row a size."""
-    rows = [["MP", "KB", "images/s", "roofline", "ratio", *(f"{name}, CPU-ms" for name in _PARTS)]]
-    for point in found["points"]:
-        parts = [f"{point['parts_cpu_ms'][name]:.2f}" for name in _PARTS]
-        rows.append(
+    """A row a size; where others had much of the machine, the ratio without them, too."""
+    less = [] if was_quiet(found) else ["others taken off"]
+    heading = ["MP", "KB", "images/s", "roofline", "ratio", *less, *(f"{name}, CPU-ms" for name in _PARTS)]
+    return [
+        heading,
+        *(
             [
                 f"{point['megapixels']:g}",
                 f"{point['image_bytes'] / 1000:,.0f}",
                 text(point["images_per_s"], 1),
                 f"{middle(point, 'roofline_images_per_s'):,.1f}",
                 text(point["ratio"], 3),
-                *parts,
+                *(text(point["ratio_less_others"], 3) if "ratio_less_others" in point else "" for _ in less),
+                *(f"{point['parts_cpu_ms'][name]:.2f}" for name in _PARTS),
             ]
-        )
-    return rows
+            for point in found["points"]
+        ),
+    ]
 
 
 CURVE = Curve("image-size", "Images/s and CPU an image by image size", measure, draw, table)

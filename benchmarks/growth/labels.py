@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.growth.curve import Curve, Found, interleaved, text
 from benchmarks.growth.draw import COLOURS, from_zero, legend, line, log_x, panels
+from benchmarks.growth.others import Others
 from consumer.adapters.labels import load_labels
 from consumer.bench.stages import measure as timed
 from consumer.clock import SystemClock
@@ -47,8 +48,9 @@ def measure(options: Namespace) -> Found:
         events = timed(_events, [rank(batch) for batch in scores[count]], threads=1, seconds=seconds)
         return {"rank_cpu_ms": ranked.cpu_ms / _BATCH, "event_cpu_ms": events.cpu_ms / _BATCH}
 
+    others = Others()
     found = interleaved(classes, options.rounds, once)
-    facts = {"batch": _BATCH, "top_k": _TOP_K, "rounds": options.rounds}
+    facts = {"batch": _BATCH, "top_k": _TOP_K, "rounds": options.rounds, **others.figures()}
     return {"facts": facts, "points": [{"classes": count, **point} for count, point in found.items()]}
 
 

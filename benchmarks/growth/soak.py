@@ -16,6 +16,7 @@ import psutil
 from benchmarks.growth.curve import Curve, Found, say, short
 from benchmarks.growth.draw import COLOURS, GREY, from_zero, legend, panels
 from benchmarks.growth.memory import says, slope_of, thinned
+from benchmarks.growth.others import Others
 from benchmarks.growth.stream import Stream, facts, model_overrides, photographs, stream
 from consumer.bench.children import asked
 from consumer.bench.latency import Level, Load
@@ -103,9 +104,12 @@ def measure(options: Namespace) -> Found:
         with running.service(names, model_overrides()) as service:
             service.wait_until_ready()
             running.note_model(service)
+            pids = [service.child.process.pid, *([running.broker.pid] if running.broker.pid is not None else [])]
+            others = Others(*pids)
             levels, sampler = _load(
                 running, workload, service, names, rate=rate, minutes=minutes, part_s=part_s, period_s=period_s
             )
+            told = others.figures()  # the generator has ended, and counts as ours
             counted = {
                 "inputs": running.topics.records("soak"),
                 "events": running.topics.records(names.output_topic),
@@ -117,7 +121,7 @@ def measure(options: Namespace) -> Found:
     say(says(slope))
     say(f"{counted}: {'nothing was lost' if nothing_lost(counted) else 'NOT ALL CAME BACK'}")
     return {
-        "facts": about | {"looks_missed": sampler.missed},
+        "facts": about | {"looks_missed": sampler.missed} | told,
         "counted": counted | {"nothing_lost": nothing_lost(counted)},
         "slope": slope,
         "minutes": [_minute(level, part_s) for level in levels],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.growth import planner
-from benchmarks.growth.curve import Curve, Found, say
+from benchmarks.growth.curve import Curve, Found, others_share, say, was_quiet
 
 DOCUMENTS = ("performance.md", "scaling.md")
 BENCH = "bench.json"
@@ -60,7 +60,7 @@ def marked(text: str) -> list[str]:
 
 
 def made_by(found: Found) -> str:
-    """The command, and what it ran on."""
+    """The command, and what it ran on and beside."""
     machine: Mapping[str, Any] = found["machine"]
     flags = ", ".join(f"`{flag}`" for flag in machine["cpu_flags"])
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -68,4 +68,6 @@ def made_by(found: Found) -> str:
     of_rounds = f" {rounds} rounds in turn: median (least-most)." if rounds and rounds > 1 else ""
     cores = f"{machine['cores']} virtual core{'s' if machine['cores'] > 1 else ''}"
     models = "".join(f"{name}; " for name in found["facts"].get("models", []) if name != "no model")
-    return f"`{found['command']}`.{of_rounds} {models}{cores} of {machine['cpu']} ({flags}); {versions}."
+    share = others_share(found) or 0.0
+    others = "" if was_quiet(found) else f" Others used {100 * share:.0f} % of the cores meanwhile."
+    return f"`{found['command']}`.{others}{of_rounds} {models}{cores} of {machine['cpu']} ({flags}); {versions}."

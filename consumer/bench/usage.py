@@ -35,7 +35,6 @@ class Usage:
         """Raises CommandRefused where there is no such broker process."""
         import psutil
 
-        self._psutil: Any = psutil
         self._service = psutil.Process(service_pid)
         self._broker = broker_process(broker_pid) if broker_pid is not None else None
         self._whole_machine = psutil.cpu_count() == quota_cores()
@@ -47,18 +46,26 @@ class Usage:
             service = self._service.cpu_times()
             self.peak_rss_bytes = max(self.peak_rss_bytes, int(self._service.memory_info().rss))
         broker = self._broker.cpu_times() if self._broker is not None else None
-        machine = self._psutil.cpu_times() if self._whole_machine else None
-        idle_s = None if machine is None else float(machine.idle + getattr(machine, "iowait", 0.0))
-        # A guest's time is in `user` already.
-        guests = 0.0 if machine is None else getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)
+        busy_s, idle_s = machine_s() if self._whole_machine else (None, None)
         return Sample(
             time.monotonic(),
             float(service.user + service.system),
             time.process_time(),
             None if broker is None else float(broker.user + broker.system),
-            None if machine is None or idle_s is None else float(sum(machine)) - idle_s - guests,
+            busy_s,
             idle_s,
         )
+
+
+def machine_s() -> tuple[float, float]:
+    """CPU-seconds of all processors so far: busy, and idle."""
+    import psutil
+
+    times = psutil.cpu_times()
+    idle_s = float(times.idle + getattr(times, "iowait", 0.0))
+    # A guest's time is in `user` already.
+    guests_s = float(getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0))
+    return float(sum(times)) - idle_s - guests_s, idle_s
 
 
 def broker_process(pid: int) -> Any:

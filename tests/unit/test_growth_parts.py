@@ -1,17 +1,23 @@
 """The pure parts of how cost grows: padded pictures, windows, parts of a backlog, counts."""
 
 import io
+import subprocess
+import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.growth.backlog import by_part, flatness, harmonic
-from benchmarks.growth.curve import merged, text
+from benchmarks.growth.curve import document, merged, others_share, spread, text
+from benchmarks.growth.curves import CURVES
+from benchmarks.growth.others import Others
 from benchmarks.growth.padded import padded, tiny_jpeg
 from benchmarks.growth.replicas import Look, steady
 from benchmarks.growth.soak import nothing_lost, total
 from benchmarks.growth.stream import models_in
+from benchmarks.growth.tables import made_by
 from consumer.adapters.image_structure import refuse_costly
 from consumer.bench.usage import Sample
 
@@ -122,3 +128,52 @@ def test_what_is_lost_doubled_or_refused_is_told(wrong: dict[str, int]) -> None:
     counted = {"inputs": 10, "events": 10, "dead_letters": 0, "unanswered": 0}
     assert nothing_lost(counted)
     assert not nothing_lost(counted | wrong)
+
+
+# --- others on the machine ------------------------------------------------------------------------------------------
+
+
+def _found(*points: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    machine = {"cores": 2, "cpu": "a CPU", "cpu_flags": [], "versions": {}}
+    return {"command": "measure", "machine": machine, "facts": facts, "points": list(points)}
+
+
+def test_what_others_used_is_weighed_by_the_time_and_said_with_the_table() -> None:
+    # One core of two for 30 s, and none for 10 s.
+    found = _found({"others_cores": spread([1.0]), "window_s": spread([30.0])}, {"others_cores": 0.0, "window_s": 10.0})
+    assert others_share(found) == pytest.approx(0.375)
+    assert "Others used 38 % of the cores meanwhile." in made_by(found)
+    noted = document(CURVES["labels"], {"facts": found["facts"], "points": found["points"]}, [])
+    assert noted["others_share"] == pytest.approx(0.75 / noted["machine"]["cores"])
+
+
+def test_a_quiet_machine_and_one_that_does_not_tell_are_not_said_to_be_noisy() -> None:
+    for found in (_found({"images": 1}), _found(others_cores=0.1, window_s=5.0)):
+        assert "Others" not in made_by(found)
+    assert others_share(_found({"images": 1})) is None
+
+
+def test_a_figure_that_a_round_lacks_is_left_out() -> None:
+    assert merged([{"rate": 1.0, "others_cores": 1.0}, {"rate": 1.0}]).keys() == {"rate"}
+
+
+def test_beside_others_the_table_of_sizes_has_the_ratio_without_them() -> None:
+    def point(others_cores: float) -> dict[str, Any]:
+        figures = {name: spread([1.0]) for name in ("images_per_s", "roofline_images_per_s", "window_s")}
+        parts = dict.fromkeys(("fetch", "decode", "infer", "Kafka", "service beyond", "broker"), 1.0)
+        ratios = {"ratio": spread([0.45]), "ratio_less_others": spread([0.9])}
+        others = {"others_cores": spread([others_cores])}
+        return {"megapixels": 1.0, "image_bytes": 1, **figures, **ratios, **others, "parts_cpu_ms": parts}
+
+    heading, row = CURVES["image-size"].table(_found(point(1.0)))
+    assert row[heading.index("others taken off")] == "0.900"
+    assert "others taken off" not in CURVES["image-size"].table(_found(point(0.1)))[0]
+
+
+def test_this_process_and_its_children_are_not_others() -> None:
+    """One child works for half a second while this process waits: whatever others do, they do it besides."""
+    others = Others()
+    code = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    first, last = others._first, others._sample()
+    assert last.bench_s - first.bench_s >= 0.4  # counted in steps of 10 ms
