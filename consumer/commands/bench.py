@@ -147,12 +147,16 @@ def _tune(ctx: typer.Context, plan: "Plan", html: Path | None, *, as_json: bool)
 
 
 def _remember(result: "Result") -> None:
-    """What Kafka costs, for `ouzel_roofline_ratio` of replicas here. The mock is no Kafka."""
+    """What Kafka costs, for `ouzel_roofline_ratio` of replicas here: with the workload that is measured where nothing
+    else is asked for, since it grows with the messages. The mock is no Kafka."""
     from statistics import median
 
+    from consumer.bench.results import Plan
     from consumer.bootstrap_roofline import remember_overhead
 
-    if result.facts.broker_kind != "embedded":
+    plan, usual = result.plan, Plan()
+    is_usual = (plan.images, plan.megapixels, plan.form) == (usual.images, usual.megapixels, usual.form)
+    if is_usual and result.facts.broker_kind != "embedded":
         remember_overhead(median(each.bare_cpu_ms for each in result.rounds))
 
 
