@@ -79,6 +79,13 @@ def test_the_axes_have_the_start_and_what_is_held_alone() -> None:
     }
 
 
+def test_what_was_tuned_does_not_count_as_set_by_the_user(tmp_path: Path) -> None:
+    settings = read(tmp_path, "[batch]\nmax_size = 16\n")
+    tuned = applied(settings, (8, 2, 1, 3), leaving=held(settings))
+    assert tuned.model.streams == 1
+    assert held(tuned) == {"batch.max_size": 16}
+
+
 @pytest.mark.parametrize("cores", [1, 2, 3, 64])
 def test_on_any_machine_each_value_can_be_set(cores: int) -> None:
     axes = axes_around(
