@@ -79,8 +79,10 @@ class Loaded:
     tuned: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, settings: Settings) -> Settings:
-        """Settings that were read anew, with what was tuned: it holds until a restart."""
-        return with_values(settings, self.tuned)
+        """Settings that were read anew, with what was tuned: it holds until a restart. But for what the user has set
+        since, so that it is told that this holds from then on."""
+        since = held(settings)
+        return with_values(settings, {name: value for name, value in self.tuned.items() if name not in since})
 
 
 def load_model(settings: Settings, *, progress: Progress = lambda _share, _what: None) -> Loaded:

@@ -276,6 +276,12 @@ def test_settings_that_are_read_again_keep_what_was_tuned() -> None:
     assert loaded.read(Settings()).batch.max_size == 4
 
 
+def test_what_the_user_sets_later_is_seen_in_settings_that_are_read_again(tmp_path: Path) -> None:
+    loaded = bootstrap_tuning.Loaded(Settings(), Model(), {"batch.max_size": 4, "model.threads": 1})  # type: ignore[arg-type]
+    now = loaded.read(read(tmp_path, "[model]\nthreads = 2\n"))
+    assert (now.batch.max_size, now.model.threads) == (4, 2)
+
+
 # --- the null runtime, for real -------------------------------------------------------------------------------------
 
 
