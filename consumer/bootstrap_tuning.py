@@ -18,6 +18,7 @@ from consumer import bootstrap_model
 from consumer.bootstrap_model import Model, Progress, cache_folder
 from consumer.bootstrap_serving import needed_bytes
 from consumer.cpu import quota_cores
+from consumer.errors import Fatal
 from consumer.memory import available_bytes
 from consumer.settings import Settings
 from consumer.tuning import Found, Gain, Point, compare, looks_at_most, search
@@ -88,7 +89,7 @@ class Loaded:
 def load_model(settings: Settings, *, progress: Progress = lambda _share, _what: None) -> Loaded:
     """The model that the settings name, as `bootstrap_model.load_model` loads it; with `model.autotune` tuned.
 
-    Raises: see there; Fatal where a batch does not come back.
+    Raises: see there. That tuning fails is said, and the settings hold as they are.
     """
     if not settings.model.autotune:
         return Loaded(settings, bootstrap_model.load_model(settings, progress=progress))
@@ -120,6 +121,24 @@ def _with_remembered(settings: Settings, model: Model) -> Loaded | None:
 
 
 def _tuned_now(settings: Settings, model: Model) -> Loaded:
+    """Never what a start fails by: whatever befalls the search, the model is there."""
+    try:
+        return _searched(settings, model)
+    except Exception as error:
+        cause = f"{error}".partition("\n")[0] or type(error).__name__
+        remedy = f"; {error.remedy}" if isinstance(error, Fatal) and error.remedy else ""
+        logger.warning(
+            "not tuned, the settings hold as they are: {}{} (tuning labels JPEGs of {} MP; model.autotune = false does"
+            " without)",
+            cause,
+            remedy,
+            MEGAPIXELS,
+        )
+        return Loaded(settings, model)
+
+
+def _searched(settings: Settings, model: Model) -> Loaded:
+    """Raises whatever befalls it; the model is then open still."""
     budget_s = settings.model.autotune_budget_ms / 1000
     logger.info("tuning for this machine, once, in up to {:.1f} s (model.autotune_budget_ms)", budget_s)
     info = model.runtime.info
@@ -130,24 +149,23 @@ def _tuned_now(settings: Settings, model: Model) -> Loaded:
         rig.holds(start[THREADS], start[STREAMS])
         session = Tuning(settings, model, budget_s=budget_s)
         point, why, knows = session.run(rig.look)
-        if point != start:
-            model = _at(point, start, rig, model)
+        used = _at(point, start, rig, model)
     finally:
         rig.close()
     free = {name: value for name, value in by_name(point).items() if name not in held(settings)}
     tuned = Tuned(free, why)
     keep(settings, info.digest, info.runtime, tuned, knows=knows)
     _say(tuned, settings)
-    return Loaded(applied(settings, point, leaving=held(settings)), model, free)
+    if used is not model:
+        model.runtime.close()
+    return Loaded(applied(settings, point, leaving=held(settings)), used, free)
 
 
 def _at(point: Point, start: Point, rig: Rig, model: Model) -> Model:
-    """The model with the threads and streams of a point; the other is closed."""
+    """The model with the threads and streams of a point."""
     if (point[THREADS], point[STREAMS]) == (start[THREADS], start[STREAMS]):
         return model
-    runtime = rig.runtime(point)
-    model.runtime.close()
-    return replace(model, runtime=runtime)
+    return replace(model, runtime=rig.runtime(point))
 
 
 def _say(tuned: Tuned, settings: Settings, *, again: bool = False) -> None:

@@ -15,7 +15,7 @@ from consumer.bootstrap_model import Model, cache_folder
 from consumer.clock import SystemClock
 from consumer.errors import Fatal
 from consumer.headers import CONTENT_TYPE, IMAGE_ID
-from consumer.messages import Delivery, Labelled, Lease, Outcome, Partition
+from consumer.messages import Delivery, Labelled, Lease, Outcome, Partition, Rejected
 from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.ports import ModelRuntime
@@ -202,7 +202,8 @@ def _measured(
     def left(outcome: Outcome) -> None:
         budget.release(outcome.delivery)
         if not isinstance(outcome, Labelled):
-            failed.append(Fatal(f"an image of the workload was not labelled: {outcome}"))
+            why = outcome.error if isinstance(outcome, Rejected) else outcome
+            failed.append(Fatal(f"an image of the workload was not labelled: {why}"))
         room.release()
 
     flow = bootstrap.build_flow(

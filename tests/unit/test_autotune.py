@@ -1,15 +1,18 @@
 """`model.autotune`: what is tuned and what is left, what is decided, and what is remembered. No model is measured."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from loguru import logger
 
 from consumer import bootstrap_tuning, cpu
 from consumer.bootstrap_tuning import Tuned, Tuning, decide, keep, remembered
-from consumer.errors import SettingsError
+from consumer.errors import Fatal, SettingsError
 from consumer.messages import ModelInfo
 from consumer.settings import Settings, load_with_sources
 from consumer.tuning import Found, Gain, Point, Tried
@@ -297,6 +300,55 @@ def test_with_the_null_runtime_it_is_measured_once_and_then_remembered(
     monkeypatch.setattr(bootstrap_tuning, "Rig", None)  # nothing is measured again
     again = bootstrap_tuning.load_model(settings)
     assert (again.settings, again.tuned) == (first.settings, first.tuned)
+
+
+NULL = '[model]\nruntime = "null"\nautotune = true\nautotune_budget_ms = 1_000\n'
+
+
+@pytest.mark.parametrize(
+    ("refuses", "cause"),
+    [
+        ('[input]\nformats = ["PNG"]\n', "input.formats"),
+        ("[input]\nmax_pixels = 200_000\n", "input.max_pixels"),
+        ("[stores]\nmax_image_bytes = 10_000\n", "stores.max_image_bytes"),
+    ],
+)
+def test_settings_that_refuse_what_it_measures_by_start_as_they_are(
+    cache: Path, tmp_path: Path, refuses: str, cause: str
+) -> None:
+    settings = read(tmp_path, NULL + refuses)
+    with warnings_of() as said:
+        loaded = bootstrap_tuning.load_model(settings)
+    loaded.model.runtime.infer(np.zeros((1, *loaded.model.runtime.input_size, 3), np.uint8))
+    assert (loaded.settings, loaded.tuned) == (settings, {})
+    assert not cache.exists()
+    (line,) = said
+    assert "model.autotune" in line
+    assert cause in line
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("the runtime's own"), Fatal("stuck", remedy="look")])
+def test_whatever_befalls_the_search_the_replica_starts(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(_self: Tuning, _look: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Tuning, "run", fails)
+    settings = read(tmp_path, NULL)
+    with warnings_of() as said:
+        assert bootstrap_tuning.load_model(settings).settings is settings
+    assert not cache.exists()
+    (line,) = said
+    assert (str(error) or "MemoryError") in line
+
+
+@contextmanager
+def warnings_of() -> Iterator[list[str]]:
+    said: list[str] = []
+    number = logger.add(lambda message: said.append(message.record["message"]), level="WARNING")
+    yield said
+    logger.remove(number)
 
 
 def test_without_it_nothing_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
