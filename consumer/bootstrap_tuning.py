@@ -6,7 +6,7 @@ model loaded ──> remembered for this model, CPU and versions? ──yes─�
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,9 @@ from consumer.bootstrap_serving import needed_bytes
 from consumer.cpu import quota_cores
 from consumer.errors import Fatal
 from consumer.memory import available_bytes
+from consumer.model_spec import ModelPackage
 from consumer.settings import Settings
-from consumer.tuning import Found, Gain, Point, compare, looks_at_most, search
+from consumer.tuning import Axis, Found, Gain, Point, compare, looks_at_most, search
 from consumer.tuning_rig import Rig
 from consumer.tuning_settings import (
     NAMES,
@@ -47,8 +48,6 @@ _SEARCH_SHARE = 0.65
 _LEAST_LOOK_S = 0.05
 _LOOKS_AT_LEAST = 8
 _COMPARE_ROUNDS = 7
-_AT_ONCE = 5
-"""Runtimes that may be open side by side: threads and streams are compared in turns."""
 # What a search takes of `looks_at_most`: most races end after two rounds, and the second way is short.
 _USUAL_SHARE = 0.5
 
@@ -148,7 +147,7 @@ def _searched(settings: Settings, model: Model) -> Loaded:
         start = present(settings)
         rig.holds(start[THREADS], start[STREAMS])
         session = Tuning(settings, model, budget_s=budget_s)
-        point, why, knows = session.run(rig.look)
+        point, why, knows = session.run(rig.look, settled=lambda best: rig.keep_open([best]))
         used = _at(point, start, rig, model)
     finally:
         rig.close()
@@ -196,21 +195,26 @@ class Tuning:
         self._began_s = now_s()
         runtime = model.runtime.info.runtime
         has_streams, threads_stay = _kind(runtime)
-        roomy = model.package is not None and _has_room(model, settings)
-        self._axes = axes_around(
-            self._start,
-            cores=cores or quota_cores(),
-            on_gpu=_on_gpu(settings),
-            threads_stay=threads_stay or not roomy,
-            has_streams=has_streams and roomy,
-            held=held(settings),
-            most_batch=settings.pipeline.max_in_flight_messages // 2,
-        )
+
+        def axes(*, roomy: bool) -> list[Axis]:
+            return axes_around(
+                self._start,
+                cores=cores or quota_cores(),
+                on_gpu=_on_gpu(settings),
+                threads_stay=threads_stay or not roomy,
+                has_streams=has_streams and roomy,
+                held=held(settings),
+                most_batch=settings.pipeline.max_in_flight_messages // 2,
+            )
+
+        self._axes = axes(roomy=model.package is not None)
+        if model.package is not None and not _has_room(model.package, settings, _at_once(self._axes)):
+            self._axes = axes(roomy=False)
         looks = max(1.0, _USUAL_SHARE * looks_at_most(self._axes))
         self._look_s = max(_LEAST_LOOK_S, _SEARCH_SHARE * budget_s / looks)
 
-    def run(self, look: Looking) -> tuple[Point, str, bool]:
-        """The point to use, why, and whether the time was enough to know."""
+    def run(self, look: Looking, *, settled: Callable[[Point], None] = lambda _point: None) -> tuple[Point, str, bool]:
+        """The point to use, why, and whether the time was enough to know. `settled`: see `tuning.search`."""
         if all(len(axis.values) == 1 for axis in self._axes):
             return self._start, "there is nothing to choose", True
 
@@ -219,7 +223,7 @@ class Tuning:
             most_s = max(_LEAST_LOOK_S, min(self._budget_s / _LOOKS_AT_LEAST, left_s))
             return look(point, min(self._look_s, most_s), most_s=most_s)
 
-        found = search(self._axes, self._start, look_at, may_go_on=self._until(_SEARCH_SHARE))
+        found = search(self._axes, self._start, look_at, may_go_on=self._until(_SEARCH_SHARE), settled=settled)
         gain = Gain(())
         if found.point != self._start:
             gain = compare(found.point, self._start, look_at, rounds=_COMPARE_ROUNDS, may_go_on=self._until(1.0))
@@ -277,12 +281,16 @@ def _on_gpu(settings: Settings) -> bool:
     return settings.model.device.startswith("gpu")
 
 
-def _has_room(model: Model, settings: Settings) -> bool:
-    """Whether the model fits several times: once for each number of threads and streams that is compared."""
+def _at_once(axes: Sequence[Axis]) -> int:
+    """Runtimes that are open side by side at most beside the first: as many as the longer of the races between numbers
+    of threads and of streams compares, after which those that lost are closed."""
+    return max(len(axes[place].values) for place in (THREADS, STREAMS))
+
+
+def _has_room(package: ModelPackage, settings: Settings, times: int) -> bool:
+    """Whether the model fits so many times."""
     left = available_bytes()
-    if left is None or model.package is None:
-        return True
-    return left > _AT_ONCE * needed_bytes(model.package, settings.batch.max_size)
+    return left is None or left > times * needed_bytes(package, settings.batch.max_size)
 
 
 # --- remembered -----------------------------------------------------------------------------------------------------

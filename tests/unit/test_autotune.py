@@ -15,7 +15,7 @@ from consumer.bootstrap_tuning import Tuned, Tuning, decide, keep, remembered
 from consumer.errors import Fatal, SettingsError
 from consumer.messages import ModelInfo
 from consumer.settings import Settings, load_with_sources
-from consumer.tuning import Found, Gain, Point, Tried
+from consumer.tuning import Found, Gain, Point, Tried, search
 from consumer.tuning_settings import NAMES, applied, axes_around, by_name, held, present, with_values
 
 DIGEST = "sha256:ab"
@@ -201,6 +201,48 @@ def test_with_too_few_rounds_the_settings_stay_and_it_says_what_to_raise(ratios:
     assert "model.autotune_budget_ms" in why
 
 
+@pytest.mark.parametrize(("times", "is_free"), [(5.0, False), (6.5, True)])
+def test_threads_and_streams_are_free_where_the_model_fits_as_often_as_it_is_open_at_once(
+    monkeypatch: pytest.MonkeyPatch, times: float, is_free: bool
+) -> None:
+    """On eight cores six numbers of streams are compared, and five of threads; 100 bytes a model."""
+    monkeypatch.setattr(bootstrap_tuning, "needed_bytes", lambda _package, _batch: 100)
+    monkeypatch.setattr(bootstrap_tuning, "available_bytes", lambda: int(100 * times))
+
+    class OnDisk:
+        package = object()
+
+        class runtime:  # noqa: N801 - an attribute
+            info = ModelInfo("birds", "1", DIGEST, "openvino", "f32")
+
+    looked: list[Point] = []
+
+    def look(point: Point, _seconds: float, *, most_s: float) -> float:
+        looked.append(point)
+        return 100.0
+
+    Tuning(Settings(), OnDisk(), budget_s=60.0, cores=8).run(look)  # type: ignore[arg-type]
+    assert (len({point[1:3] for point in looked}) > 1) is is_free
+
+
+def test_no_more_are_open_at_once_than_a_race_compares() -> None:
+    """Counted as the rig does it: one that is looked at is open until another race has ended."""
+    opened, most = {START[1:3]}, 0
+    axes = axes_around(START, cores=8, on_gpu=False, threads_stay=False, has_streams=True, held={}, most_batch=128)
+
+    def look(point: Point) -> float:
+        nonlocal most
+        opened.add(point[1:3])
+        most = max(most, len(opened - {START[1:3]}))
+        return 1.0 + point[1] + point[2]
+
+    def settled(best: Point) -> None:
+        opened.intersection_update({START[1:3], best[1:3]})
+
+    assert search(axes, START, look, settled=settled).point != START
+    assert 1 < most <= bootstrap_tuning._at_once(axes)
+
+
 # --- remembered -----------------------------------------------------------------------------------------------------
 
 
@@ -331,7 +373,7 @@ def test_settings_that_refuse_what_it_measures_by_start_as_they_are(
 def test_whatever_befalls_the_search_the_replica_starts(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fails(_self: Tuning, _look: object) -> None:
+    def fails(_self: Tuning, _look: object, **_: object) -> None:
         raise error
 
     monkeypatch.setattr(Tuning, "run", fails)
