@@ -200,11 +200,11 @@ class Tuning:
             return axes_around(
                 self._start,
                 cores=cores or quota_cores(),
-                on_gpu=_on_gpu(settings),
+                on_gpu=on_gpu(settings),
                 threads_stay=threads_stay or not roomy,
                 has_streams=has_streams and roomy,
                 held=held(settings),
-                most_batch=settings.pipeline.max_in_flight_messages // 2,
+                most_batch=most_batch(settings),
             )
 
         self._axes = axes(roomy=model.package is not None)
@@ -276,9 +276,14 @@ def _kind(runtime: str) -> tuple[bool, bool]:
     return (False, True) if kind is None else (kind.has_streams, kind.threads_stay)
 
 
-def _on_gpu(settings: Settings) -> bool:
+def on_gpu(settings: Settings) -> bool:
     """As far as the settings say; `auto` is a CPU here, where the axes are those of one."""
     return settings.model.device.startswith("gpu")
+
+
+def most_batch(settings: Settings) -> int:
+    """Images; a larger batch could never fill while another one is inferred."""
+    return settings.pipeline.max_in_flight_messages // 2
 
 
 def _at_once(axes: Sequence[Axis]) -> int:

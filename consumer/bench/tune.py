@@ -45,7 +45,6 @@ _LONG_S = 5.0
 _LONG_TIMES = 10
 """A look ends then, whether it was steady or not."""
 _FEWEST = 300
-_MOST_BATCH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,8 @@ def tune(plan: Plan, settings_file: Path | None, told: Told) -> Outcome:
         told.say("trying which runtimes agree")
         runtimes, passed_over, runtime = _runtimes(settings, told)
         children = stack.enter_context(_Children(settings, settings_file, workload, folder).open())
-        session = _Search(children, runtimes, Setup(runtime, _streamless(runtime, present(settings))), plan, told)
+        start = Setup(runtime, _streamless(runtime, present(settings)))
+        session = _Search(children, runtimes, start, plan, told, settings=settings)
         best = session.best()
         gain = session.against_present(best)
         facts = children.facts(session.present)
@@ -253,7 +253,17 @@ class _Children:
 
 
 class _Search:
-    def __init__(self, children: _Children, runtimes: Sequence[str], start: Setup, plan: Plan, told: Told) -> None:
+    def __init__(
+        self,
+        children: _Children,
+        runtimes: Sequence[str],
+        start: Setup,
+        plan: Plan,
+        told: Told,
+        *,
+        settings: Settings,
+    ) -> None:
+        self._settings = settings
         self._children = children
         self._runtimes = runtimes
         self.present = start
@@ -301,16 +311,17 @@ class _Search:
 
     def _along_axes(self, start: Setup) -> Setup:
         has_streams, threads_stay = _kind(start.runtime)
+        on_gpu = bootstrap_tuning.on_gpu(self._settings)
         axes = axes_around(
             start.point,
             cores=quota_cores(),
-            on_gpu=False,
+            on_gpu=on_gpu,
             threads_stay=start.runtime == "null",
             has_streams=has_streams,
             held={},
-            most_batch=_MOST_BATCH,
+            most_batch=bootstrap_tuning.most_batch(self._settings),
         )
-        if threads_stay:  # each number is a process with a model of its own: all cores, or half of them
+        if threads_stay and not on_gpu:  # each number is a process with a model of its own: all cores, or half of them
             cores = quota_cores()
             values = tuple(sorted({start.point[THREADS], max(1, cores // 2), cores}))
             axes = [Axis(axis.name, values) if axis.name == NAMES[THREADS] else axis for axis in axes]

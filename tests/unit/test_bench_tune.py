@@ -44,9 +44,13 @@ def rate(setup: Setup) -> float:
     return SPEED[setup.runtime] / (1 + 0.1 * abs(batch - 8)) * (1.1 if streams == 1 else 1.0)
 
 
-def search(rate: Callable[[Setup], float | None], present: Setup = PRESENT) -> tuple[tune._Search, Children]:
+def search(
+    rate: Callable[[Setup], float | None], present: Setup = PRESENT, settings: Settings | None = None
+) -> tuple[tune._Search, Children]:
     children = Children(rate)
-    return tune._Search(children, list(SPEED), present, QUICK, Told()), children  # type: ignore[arg-type]
+    asked = settings or Settings()
+    found = tune._Search(children, list(SPEED), present, QUICK, Told(), settings=asked)  # type: ignore[arg-type]
+    return found, children
 
 
 def test_the_best_of_the_best_runtime_is_found() -> None:
@@ -61,6 +65,14 @@ def test_of_a_slow_runtime_nothing_more_is_looked_at() -> None:
     found.best()
     assert {setup.point for setup in children.asked if setup.runtime == "litert"} == {(16, 2, 0, 2)}
     assert len({setup.point for setup in children.asked if setup.runtime == "tensorflow"}) > 3
+
+
+def test_on_a_gpu_larger_batches_are_looked_at_and_neither_threads_nor_streams() -> None:
+    found, children = search(
+        lambda setup: float(setup.point[0]), settings=Settings.model_validate({"model": {"device": "gpu:0"}})
+    )
+    assert found.best().point[0] == 128  # of 256 images in flight
+    assert {setup.point[1:3] for setup in children.asked} == {PRESENT.point[1:3]}
 
 
 def test_a_runtime_whose_process_ends_is_passed_over() -> None:
