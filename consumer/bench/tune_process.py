@@ -4,13 +4,12 @@ A process of its own for each runtime, so that one that crashes ends a search an
 be other ones.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from consumer import bootstrap_model
-from consumer.bench.children import answer_questions
+from consumer.bench.children import answer_on_workload
 from consumer.bench.workload import read_bodies
 from consumer.log import configure
 from consumer.settings import load
@@ -38,19 +37,5 @@ class TuneProcess:
         return {"images_per_s": self._rig.look(point, asked["seconds"], most_s=asked["most_s"])}
 
 
-def main() -> None:
-    """Load the model, then answer."""
-    folder, megapixels, *named = sys.argv[1:]
-    process: TuneProcess | None = None
-
-    def answer(asked: dict[str, Any]) -> Mapping[str, Any]:
-        nonlocal process
-        if process is None:  # so that its errors are told too
-            process = TuneProcess(Path(folder), float(megapixels), Path(named[0]) if named else None)
-        return process.answer(asked)
-
-    answer_questions(answer)
-
-
 if __name__ == "__main__":
-    main()
+    answer_on_workload(TuneProcess)
