@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from consumer import bootstrap_model, bootstrap_tuning
 from consumer.adapters.bench_clients import Topics, fill
@@ -37,6 +37,7 @@ from consumer.settings import Settings, load_with_sources
 from consumer.tuning import Axis, Found, Gain, Point, compare, looks_at_most, search
 from consumer.tuning_settings import NAMES, STREAMS, THREADS, axes_around, by_name, present
 
+_Answer = TypeVar("_Answer")
 _NEAR = 0.7
 """Of the fastest runtime's images/s, at the present settings: slower ones will not make up for it."""
 _ROUNDS = 7
@@ -233,6 +234,10 @@ class _Children:
         rate: float | None = self._child(setup).ask(question)["images_per_s"]
         return rate
 
+    def keep_open(self, setup: Setup) -> None:
+        """Its process frees what other points of this runtime needed. Raises Fatal where the child ended."""
+        self._child(setup).ask({"ask": "keep_open", "points": [setup.point]})
+
     def _child(self, setup: Setup) -> Asked:
         has_streams, threads_stay = _kind(setup.runtime)
         key = setup.runtime, setup.point[THREADS] if threads_stay else 0
@@ -325,25 +330,35 @@ class _Search:
             cores = quota_cores()
             values = tuple(sorted({start.point[THREADS], max(1, cores // 2), cores}))
             axes = [Axis(axis.name, values) if axis.name == NAMES[THREADS] else axis for axis in axes]
+
+        def settled(point: Point) -> None:
+            if not threads_stay:  # else there is one in a process
+                self._unless_broken(Setup(start.runtime, point), self._children.keep_open)
+
         with self._counting(f"settings for {start.runtime}", looks_at_most(axes)):
-            found = search(axes, start.point, lambda point: self._look(Setup(start.runtime, point)))
+            found = search(axes, start.point, lambda point: self._look(Setup(start.runtime, point)), settled=settled)
         return Setup(start.runtime, found.point)
 
     def _look(self, setup: Setup) -> float | None:
         self._done += 1
         self._tell(self._done)
+        most_s = max(_LONG_S, _LONG_TIMES * self._seconds)
+        rate = self._unless_broken(setup, lambda asked: self._children.look(asked, self._seconds, most_s))
+        if rate is not None:
+            self._rates.setdefault(setup, []).append(rate)
+        return rate
+
+    def _unless_broken(self, setup: Setup, ask: Callable[[Setup], _Answer | None]) -> _Answer | None:
+        """None where its process ended, now or before. Raises Fatal where it is that of the present runtime."""
         if setup.runtime in self._broken:
             return None
         try:
-            rate = self._children.look(setup, self._seconds, max(_LONG_S, _LONG_TIMES * self._seconds))
+            return ask(setup)
         except Fatal:
             if setup.runtime == self.present.runtime:
                 raise
             self._broken.add(setup.runtime)
             return None
-        if rate is not None:
-            self._rates.setdefault(setup, []).append(rate)
-        return rate
 
     @contextmanager
     def _counting(self, what: str, total: int) -> Iterator[None]:

@@ -18,7 +18,7 @@ from consumer.tuning_settings import STREAMS, THREADS, present
 
 
 class TuneProcess:
-    """Answers `look`: images/s of a point, or null."""
+    """Answers `look`: images/s of a point, or null; `keep_open`: frees the runtimes of all points but those."""
 
     def __init__(self, folder: Path, megapixels: float, settings_file: Path | None) -> None:
         settings = load(settings_file)
@@ -33,6 +33,9 @@ class TuneProcess:
         """One question."""
         if asked["ask"] == "facts":
             return {"digest": self._info.digest, "name": f"{self._info.name} {self._info.version}"}
+        if asked["ask"] == "keep_open":
+            self._rig.keep_open([tuple(point) for point in asked["points"]])
+            return {}
         point = tuple(asked["point"])
         return {"images_per_s": self._rig.look(point, asked["seconds"], most_s=asked["most_s"])}
 

@@ -28,11 +28,15 @@ class Children:
     def __init__(self, rate: Callable[[Setup], float | None]) -> None:
         self._rate = rate
         self.asked: list[Setup] = []
+        self.kept: list[Setup] = []
 
     def look(self, setup: Setup, seconds: float, most_s: float) -> float | None:
         assert 0 < seconds < most_s
         self.asked.append(setup)
         return self._rate(setup)
+
+    def keep_open(self, setup: Setup) -> None:
+        self.kept.append(setup)
 
 
 SPEED = {"openvino": 300.0, "onnxruntime": 250.0, "litert": 100.0, "tensorflow": 240.0}
@@ -65,6 +69,15 @@ def test_of_a_slow_runtime_nothing_more_is_looked_at() -> None:
     found.best()
     assert {setup.point for setup in children.asked if setup.runtime == "litert"} == {(16, 2, 0, 2)}
     assert len({setup.point for setup in children.asked if setup.runtime == "tensorflow"}) > 3
+
+
+def test_after_each_race_along_an_axis_a_process_frees_what_lost() -> None:
+    found, children = search(rate)
+    best = found.best()
+    of_openvino = [setup for setup in children.kept if setup.runtime == "openvino"]
+    assert len(of_openvino) > len(best.point)
+    assert of_openvino[-1] == best
+    assert not [setup for setup in children.kept if setup.runtime == "tensorflow"]  # a process for each of its points
 
 
 def test_on_a_gpu_larger_batches_are_looked_at_and_neither_threads_nor_streams() -> None:
