@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from consumer import bootstrap_model, bootstrap_tuning
 from consumer.adapters.bench_clients import Topics, fill
+from consumer.adapters.kafka_admin import KafkaAdmin
 from consumer.adapters.runtimes.choose import agreeing_runtimes
 from consumer.adapters.runtimes.kinds import KINDS
 from consumer.bench.broker import Broker, create_topics, given_broker, kafka_broker
@@ -27,7 +28,7 @@ from consumer.bench.names import TopicNames
 from consumer.bench.results import Plan
 from consumer.bench.service_run import run_backlog, running_service
 from consumer.bench.session import Told
-from consumer.bench.usage import check_extra
+from consumer.bench.usage import broker_process, check_extra
 from consumer.bench.workload import Workload, make_workload, records
 from consumer.cpu import quota_cores
 from consumer.errors import Fatal
@@ -98,9 +99,9 @@ class Outcome:
     gain: Gain
     """Of the best over the present settings, in one process without Kafka."""
     service_gain: Gain | None
-    """The same of the service with a broker; None where it was not asked."""
+    """The same of the service with a broker; None where it was not asked, or a run failed."""
     not_confirmed: str
-    """Why the service was not asked."""
+    """Why the service did not say."""
     took_s: float
 
     @property
@@ -121,11 +122,15 @@ def tune(plan: Plan, settings_file: Path | None, told: Told) -> Outcome:
 
     Raises:
         SettingsError: an extra is missing, or the images cannot be used.
+        BrokerUnreachable, NotAuthorized: the broker that was given, before anything is searched.
         Fatal: model or runtime do not come up, or end on the way.
     """
     check_extra()
     began_s = time.monotonic()
     settings = load_with_sources(settings_file, {})[0]
+    if plan.bootstrap_servers:
+        told.say("asking the broker")
+        _ask_given_broker(plan, settings_file)
     configure(settings.log.model_copy(update={"level": "WARNING", "file": ""}))
     with tempfile.TemporaryDirectory(prefix="ouzel-tune-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
@@ -140,7 +145,7 @@ def tune(plan: Plan, settings_file: Path | None, told: Told) -> Outcome:
         gain = session.against_present(best)
         facts = children.facts(session.present)
         children.close()
-        confirmed: tuple[Gain | None, str] = (None, "there is no gain to confirm")
+        confirmed = _Confirmed(None, "there is no gain to confirm")
         if gain.is_one:
             confirmed = _on_the_service(
                 best,
@@ -161,10 +166,12 @@ def tune(plan: Plan, settings_file: Path | None, told: Told) -> Outcome:
             session.looks,
             passed_over,
             gain,
-            *confirmed,
+            confirmed.gain,
+            confirmed.why_not,
             took_s=time.monotonic() - began_s,
         )
-    _remember(settings, facts["digest"], outcome)
+    if not confirmed.failed:
+        _remember(settings, facts["digest"], outcome)
     return outcome
 
 
@@ -371,6 +378,24 @@ class _Search:
 # --- on the service -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Confirmed:
+    gain: Gain | None
+    """None where the service did not say."""
+    why_not: str = ""
+    failed: bool = False
+    """It was asked, and something went wrong: with the best settings it may go wrong again."""
+
+
+def _ask_given_broker(plan: Plan, settings_file: Path | None) -> None:
+    """Before the minutes of work, not after them. Raises BrokerUnreachable and NotAuthorized."""
+    if plan.broker_pid is not None:
+        broker_process(plan.broker_pid)
+    with given_broker(plan.bootstrap_servers, plan.broker_pid) as broker:
+        kafka = load_with_sources(settings_file, broker.overrides)[0].kafka
+        KafkaAdmin(client_properties(kafka, "admin"), timeout_s=kafka.request_timeout_ms / 1000).cluster()
+
+
 def _on_the_service(
     best: Setup,
     present: Setup,
@@ -381,26 +406,26 @@ def _on_the_service(
     workload: Workload,
     folder: Path,
     told: Told,
-) -> tuple[Gain | None, str]:
+) -> _Confirmed:
     """The best against the present settings, in turns, each a run of the service on a filled topic; `rate` images/s are
-    expected. None and why where no broker is at hand."""
+    expected. Why not where no broker is at hand, or a run fails: what was searched for minutes is not lost by that."""
     names = TopicNames(f"ouzel-tune-{uuid.uuid4().hex[:8]}")
-    with ExitStack() as stack:
-        try:
-            broker = stack.enter_context(_broker(plan, folder, told))
-        except KafkaUnavailable as error:
-            return None, f"{error}: {error.remedy}"
-        confirm = _Confirm(
-            plan=plan,
-            settings_file=settings_file,
-            workload=workload,
-            folder=folder,
-            told=told,
-            broker=broker,
-            names=names,
-            rate=rate,
-        )
-        return confirm.gain(best, present), ""
+    try:
+        with _broker(plan, folder, told) as broker:
+            confirm = _Confirm(
+                plan=plan,
+                settings_file=settings_file,
+                workload=workload,
+                folder=folder,
+                told=told,
+                broker=broker,
+                names=names,
+                rate=rate,
+            )
+            return _Confirmed(confirm.gain(best, present))
+    except Fatal as error:
+        why = f"{error}: {error.remedy}" if error.remedy else str(error)
+        return _Confirmed(None, why, failed=not isinstance(error, KafkaUnavailable))
 
 
 @contextmanager
