@@ -305,7 +305,7 @@ def keep(
     settings: Settings, digest: str, runtime: str, tuned: Tuned, *, knows: bool, nothing_held: bool = False
 ) -> None:
     """For later starts; where there was no time to know better, for those with no larger budget. With `nothing_held`
-    for those that hold none of the settings."""
+    for those that hold none of the settings, or the same values."""
     from consumer.adapters.runtimes.remembered import remember
 
     key = _key(settings, digest, runtime, {} if nothing_held else held(settings))
@@ -317,8 +317,16 @@ def remembered(settings: Settings, digest: str, runtime: str) -> Tuned | None:
     """What an earlier start, or `ouzel bench --tune`, found for this model on this machine."""
     from consumer.adapters.runtimes.remembered import read_remembered
 
-    found = read_remembered(cache_folder() / _FILE).get(_key(settings, digest, runtime, held(settings)))
-    return _checked(found, set(NAMES) - set(held(settings)), settings.model.autotune_budget_ms)
+    choices, left = read_remembered(cache_folder() / _FILE), held(settings)
+    budget_ms = settings.model.autotune_budget_ms
+    found = _checked(choices.get(_key(settings, digest, runtime, left)), set(NAMES) - set(left), budget_ms)
+    if found is not None or not left:
+        return found
+    # What was found with nothing held holds too where it has the same value for each setting that is.
+    found = _checked(choices.get(_key(settings, digest, runtime, {})), set(NAMES), budget_ms)
+    if found is None or any(found.values[name] != value for name, value in left.items()):
+        return None
+    return replace(found, values={name: value for name, value in found.values.items() if name not in left})
 
 
 def _checked(found: Any, free: set[str], budget_ms: int) -> Tuned | None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import tomli_w
+
 from consumer import bootstrap_model, bootstrap_tuning
 from consumer.adapters.bench_clients import Topics, fill
 from consumer.adapters.kafka_admin import KafkaAdmin
@@ -67,13 +69,11 @@ class Setup:
     @property
     def toml(self) -> str:
         """Lines for settings.toml."""
-        lines: list[str] = []
+        tables: dict[str, dict[str, Any]] = {}
         for name, value in sorted(self.values.items(), key=lambda item: item[0].partition(".")[0]):
             table, key = name.split(".")
-            if f"[{table}]" not in lines:
-                lines.append(f"[{table}]")
-            lines.append(f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}")
-        return "\n".join(lines)
+            tables.setdefault(table, {})[key] = value
+        return tomli_w.dumps(tables)
 
 
 @dataclass(frozen=True, slots=True)

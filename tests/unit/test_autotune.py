@@ -287,6 +287,18 @@ def test_what_the_bench_found_serves_those_who_hold_nothing(tmp_path: Path) -> N
     assert remembered(Settings(), DIGEST, "openvino") == Tuned(TUNED, "")
 
 
+def test_what_the_bench_found_serves_those_who_hold_the_same_values_and_no_others(tmp_path: Path) -> None:
+    keep(Settings(), DIGEST, "openvino", Tuned(TUNED, "why"), knows=True, nothing_held=True)
+    same = read(tmp_path, "[batch]\nmax_size = 8\n")
+    rest = {name: value for name, value in TUNED.items() if name != "batch.max_size"}
+    assert remembered(same, DIGEST, "openvino") == Tuned(rest, "why")
+    assert remembered(read(tmp_path, "[batch]\nmax_size = 8\n[model]\nthreads = 1\n"), DIGEST, "openvino") is None
+    keep(same, DIGEST, "openvino", Tuned({**rest, "model.threads": 1}, "own"), knows=True)
+    own = remembered(same, DIGEST, "openvino")
+    assert own is not None
+    assert own.why == "own"
+
+
 def test_what_had_too_little_time_is_tried_again_with_more_only() -> None:
     keep(Settings(), DIGEST, "null", Tuned(TUNED, ""), knows=False)
     assert remembered(Settings(), DIGEST, "null") is not None
