@@ -221,7 +221,7 @@ def choose_runtime(settings: Settings, package: ModelPackage, *, preferred: str 
             device=model.device,
             batch_size=settings.batch.max_size,
             cache=cache_folder(),
-            streams=model.streams,
+            streams=_demanded_streams(model),
         )
     if only not in {"", model.runtime}:
         raise CannotRun(
@@ -241,16 +241,19 @@ def open_runtime(settings: Settings, package: ModelPackage, *, preferred: str = 
     if model.runtime == "auto":
         logger.info("runtime {}: {}", choice.runtime, choice.why)
     kind = kind_of(choice.runtime)
-    # Streams that autotuning found for the model before this one are no demand of the user's.
-    streams = model.streams if kind.has_streams or not model.autotune else 0
     return open_kind(
         kind,
         package,
         threads=model.threads or quota_cores(),
         device=model.device,
         cache=cache_folder(),
-        streams=streams,
+        streams=model.streams if kind.has_streams else _demanded_streams(model),
     )
+
+
+def _demanded_streams(model: ModelSettings) -> int:
+    """Those that the user set: what tuning found for the model before this one keeps no runtime from running it."""
+    return model.streams if "streams" in model.model_fields_set else 0
 
 
 def _default(key: str) -> Any:

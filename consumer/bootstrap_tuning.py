@@ -6,7 +6,7 @@ model loaded ──> remembered for this model, CPU and versions? ──yes─�
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +18,11 @@ from consumer import bootstrap_model
 from consumer.bootstrap_model import Model, Progress, cache_folder
 from consumer.bootstrap_serving import needed_bytes
 from consumer.cpu import quota_cores
+from consumer.errors import Fatal
 from consumer.memory import available_bytes
+from consumer.model_spec import ModelPackage
 from consumer.settings import Settings
-from consumer.tuning import Found, Gain, Point, compare, looks_at_most, search
+from consumer.tuning import Axis, Found, Gain, Point, compare, looks_at_most, search
 from consumer.tuning_rig import Rig
 from consumer.tuning_settings import (
     NAMES,
@@ -46,8 +48,6 @@ _SEARCH_SHARE = 0.65
 _LEAST_LOOK_S = 0.05
 _LOOKS_AT_LEAST = 8
 _COMPARE_ROUNDS = 7
-_AT_ONCE = 5
-"""Runtimes that may be open side by side: threads and streams are compared in turns."""
 # What a search takes of `looks_at_most`: most races end after two rounds, and the second way is short.
 _USUAL_SHARE = 0.5
 
@@ -79,14 +79,16 @@ class Loaded:
     tuned: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, settings: Settings) -> Settings:
-        """Settings that were read anew, with what was tuned: it holds until a restart."""
-        return with_values(settings, self.tuned)
+        """Settings that were read anew, with what was tuned: it holds until a restart. But for what the user has set
+        since, so that it is told that this holds from then on."""
+        since = held(settings)
+        return with_values(settings, {name: value for name, value in self.tuned.items() if name not in since})
 
 
 def load_model(settings: Settings, *, progress: Progress = lambda _share, _what: None) -> Loaded:
     """The model that the settings name, as `bootstrap_model.load_model` loads it; with `model.autotune` tuned.
 
-    Raises: see there; Fatal where a batch does not come back.
+    Raises: see there. That tuning fails is said, and the settings hold as they are.
     """
     if not settings.model.autotune:
         return Loaded(settings, bootstrap_model.load_model(settings, progress=progress))
@@ -118,6 +120,24 @@ def _with_remembered(settings: Settings, model: Model) -> Loaded | None:
 
 
 def _tuned_now(settings: Settings, model: Model) -> Loaded:
+    """Never what a start fails by: whatever befalls the search, the model is there."""
+    try:
+        return _searched(settings, model)
+    except Exception as error:
+        cause = f"{error}".partition("\n")[0] or type(error).__name__
+        remedy = f"; {error.remedy}" if isinstance(error, Fatal) and error.remedy else ""
+        logger.warning(
+            "not tuned, the settings hold as they are: {}{} (tuning labels JPEGs of {} MP; model.autotune = false does"
+            " without)",
+            cause,
+            remedy,
+            MEGAPIXELS,
+        )
+        return Loaded(settings, model)
+
+
+def _searched(settings: Settings, model: Model) -> Loaded:
+    """Raises whatever befalls it; the model is then open still."""
     budget_s = settings.model.autotune_budget_ms / 1000
     logger.info("tuning for this machine, once, in up to {:.1f} s (model.autotune_budget_ms)", budget_s)
     info = model.runtime.info
@@ -127,25 +147,24 @@ def _tuned_now(settings: Settings, model: Model) -> Loaded:
         start = present(settings)
         rig.holds(start[THREADS], start[STREAMS])
         session = Tuning(settings, model, budget_s=budget_s)
-        point, why, knows = session.run(rig.look)
-        if point != start:
-            model = _at(point, start, rig, model)
+        point, why, knows = session.run(rig.look, settled=lambda best: rig.keep_open([best]))
+        used = _at(point, start, rig, model)
     finally:
         rig.close()
     free = {name: value for name, value in by_name(point).items() if name not in held(settings)}
     tuned = Tuned(free, why)
     keep(settings, info.digest, info.runtime, tuned, knows=knows)
     _say(tuned, settings)
-    return Loaded(applied(settings, point, leaving=held(settings)), model, free)
+    if used is not model:
+        model.runtime.close()
+    return Loaded(applied(settings, point, leaving=held(settings)), used, free)
 
 
 def _at(point: Point, start: Point, rig: Rig, model: Model) -> Model:
-    """The model with the threads and streams of a point; the other is closed."""
+    """The model with the threads and streams of a point."""
     if (point[THREADS], point[STREAMS]) == (start[THREADS], start[STREAMS]):
         return model
-    runtime = rig.runtime(point)
-    model.runtime.close()
-    return replace(model, runtime=runtime)
+    return replace(model, runtime=rig.runtime(point))
 
 
 def _say(tuned: Tuned, settings: Settings, *, again: bool = False) -> None:
@@ -176,21 +195,26 @@ class Tuning:
         self._began_s = now_s()
         runtime = model.runtime.info.runtime
         has_streams, threads_stay = _kind(runtime)
-        roomy = model.package is not None and _has_room(model, settings)
-        self._axes = axes_around(
-            self._start,
-            cores=cores or quota_cores(),
-            on_gpu=_on_gpu(settings),
-            threads_stay=threads_stay or not roomy,
-            has_streams=has_streams and roomy,
-            held=held(settings),
-            most_batch=settings.pipeline.max_in_flight_messages // 2,
-        )
+
+        def axes(*, roomy: bool) -> list[Axis]:
+            return axes_around(
+                self._start,
+                cores=cores or quota_cores(),
+                on_gpu=on_gpu(settings),
+                threads_stay=threads_stay or not roomy,
+                has_streams=has_streams and roomy,
+                held=held(settings),
+                most_batch=most_batch(settings),
+            )
+
+        self._axes = axes(roomy=model.package is not None)
+        if model.package is not None and not _has_room(model.package, settings, _at_once(self._axes)):
+            self._axes = axes(roomy=False)
         looks = max(1.0, _USUAL_SHARE * looks_at_most(self._axes))
         self._look_s = max(_LEAST_LOOK_S, _SEARCH_SHARE * budget_s / looks)
 
-    def run(self, look: Looking) -> tuple[Point, str, bool]:
-        """The point to use, why, and whether the time was enough to know."""
+    def run(self, look: Looking, *, settled: Callable[[Point], None] = lambda _point: None) -> tuple[Point, str, bool]:
+        """The point to use, why, and whether the time was enough to know. `settled`: see `tuning.search`."""
         if all(len(axis.values) == 1 for axis in self._axes):
             return self._start, "there is nothing to choose", True
 
@@ -199,7 +223,7 @@ class Tuning:
             most_s = max(_LEAST_LOOK_S, min(self._budget_s / _LOOKS_AT_LEAST, left_s))
             return look(point, min(self._look_s, most_s), most_s=most_s)
 
-        found = search(self._axes, self._start, look_at, may_go_on=self._until(_SEARCH_SHARE))
+        found = search(self._axes, self._start, look_at, may_go_on=self._until(_SEARCH_SHARE), settled=settled)
         gain = Gain(())
         if found.point != self._start:
             gain = compare(found.point, self._start, look_at, rounds=_COMPARE_ROUNDS, may_go_on=self._until(1.0))
@@ -252,17 +276,26 @@ def _kind(runtime: str) -> tuple[bool, bool]:
     return (False, True) if kind is None else (kind.has_streams, kind.threads_stay)
 
 
-def _on_gpu(settings: Settings) -> bool:
+def on_gpu(settings: Settings) -> bool:
     """As far as the settings say; `auto` is a CPU here, where the axes are those of one."""
     return settings.model.device.startswith("gpu")
 
 
-def _has_room(model: Model, settings: Settings) -> bool:
-    """Whether the model fits several times: once for each number of threads and streams that is compared."""
+def most_batch(settings: Settings) -> int:
+    """Images; a larger batch could never fill while another one is inferred."""
+    return settings.pipeline.max_in_flight_messages // 2
+
+
+def _at_once(axes: Sequence[Axis]) -> int:
+    """Runtimes that are open side by side at most beside the first: as many as the longer of the races between numbers
+    of threads and of streams compares, after which those that lost are closed."""
+    return max(len(axes[place].values) for place in (THREADS, STREAMS))
+
+
+def _has_room(package: ModelPackage, settings: Settings, times: int) -> bool:
+    """Whether the model fits so many times."""
     left = available_bytes()
-    if left is None or model.package is None:
-        return True
-    return left > _AT_ONCE * needed_bytes(model.package, settings.batch.max_size)
+    return left is None or left > times * needed_bytes(package, settings.batch.max_size)
 
 
 # --- remembered -----------------------------------------------------------------------------------------------------
@@ -272,7 +305,7 @@ def keep(
     settings: Settings, digest: str, runtime: str, tuned: Tuned, *, knows: bool, nothing_held: bool = False
 ) -> None:
     """For later starts; where there was no time to know better, for those with no larger budget. With `nothing_held`
-    for those that hold none of the settings."""
+    for those that hold none of the settings, or the same values."""
     from consumer.adapters.runtimes.remembered import remember
 
     key = _key(settings, digest, runtime, {} if nothing_held else held(settings))
@@ -284,8 +317,16 @@ def remembered(settings: Settings, digest: str, runtime: str) -> Tuned | None:
     """What an earlier start, or `ouzel bench --tune`, found for this model on this machine."""
     from consumer.adapters.runtimes.remembered import read_remembered
 
-    found = read_remembered(cache_folder() / _FILE).get(_key(settings, digest, runtime, held(settings)))
-    return _checked(found, set(NAMES) - set(held(settings)), settings.model.autotune_budget_ms)
+    choices, left = read_remembered(cache_folder() / _FILE), held(settings)
+    budget_ms = settings.model.autotune_budget_ms
+    found = _checked(choices.get(_key(settings, digest, runtime, left)), set(NAMES) - set(left), budget_ms)
+    if found is not None or not left:
+        return found
+    # What was found with nothing held holds too where it has the same value for each setting that is.
+    found = _checked(choices.get(_key(settings, digest, runtime, {})), set(NAMES), budget_ms)
+    if found is None or any(found.values[name] != value for name, value in left.items()):
+        return None
+    return replace(found, values={name: value for name, value in found.values.items() if name not in left})
 
 
 def _checked(found: Any, free: set[str], budget_ms: int) -> Tuned | None:

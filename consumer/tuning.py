@@ -104,7 +104,14 @@ def looks_at_most(axes: Sequence[Axis]) -> int:
     return ROUNDS * sum(len(axis.values) + min(_NEIGHBOURS, len(axis.values)) for axis in several)
 
 
-def search(axes: Sequence[Axis], start: Point, look: Look, *, may_go_on: Callable[[], bool] = lambda: True) -> Found:
+def search(
+    axes: Sequence[Axis],
+    start: Point,
+    look: Look,
+    *,
+    may_go_on: Callable[[], bool] = lambda: True,
+    settled: Callable[[Point], None] = lambda _point: None,
+) -> Found:
     """The best point that a race along each axis leads to, twice around at most.
 
     Args:
@@ -112,6 +119,7 @@ def search(axes: Sequence[Axis], start: Point, look: Look, *, may_go_on: Callabl
         start: where it begins; each value among its axis's.
         look: measures a point. Called at most `looks_at_most(axes)` times.
         may_go_on: asked before each look. When it says no, what the last whole round of a race showed holds.
+        settled: told after each race where it led to: what the others needed may go.
     """
     races = _Races(look, may_go_on)
     at = start
@@ -121,6 +129,7 @@ def search(axes: Sequence[Axis], start: Point, look: Look, *, may_go_on: Callabl
             values = axis.values if way == 0 else _beside(axis.values, at[place])
             if len(values) > 1:
                 at = races.run([(*at[:place], value, *at[place + 1 :]) for value in values], at)
+                settled(at)
         if at == before:
             break
     return Found(at, list(races.tried.values()), races.looks, not races.stopped)

@@ -3,7 +3,7 @@ process, fed from memory. No broker, no fetch, no events."""
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from consumer.bootstrap_model import Model, cache_folder
 from consumer.clock import SystemClock
 from consumer.errors import Fatal
 from consumer.headers import CONTENT_TYPE, IMAGE_ID
-from consumer.messages import Delivery, Labelled, Lease, Outcome, Partition
+from consumer.messages import Delivery, Labelled, Lease, Outcome, Partition, Rejected
 from consumer.metrics import Metrics
 from consumer.observer import Observer
 from consumer.ports import ModelRuntime
@@ -137,6 +137,14 @@ class Rig:
         model = replace(self._model, runtime=runtime, package=None)
         return _measured(settings, model, self._deliveries, seconds, most_s)
 
+    def keep_open(self, points: "Collection[Point]") -> None:
+        """Free the runtimes of all others; one that is looked at again is opened again."""
+        keys = {(point[THREADS], point[STREAMS]) for point in points}
+        for key, kept in list(self._opened.items()):
+            if key not in keys and kept is not self._own:
+                del self._opened[key]
+                kept.end()
+
     def runtime(self, point: "Point") -> ModelRuntime:
         """The one of this point, which is the caller's from now on: `close` leaves it."""
         kept = self._runtime(point)
@@ -145,10 +153,7 @@ class Rig:
 
     def close(self) -> None:
         """Free what was opened here."""
-        for kept in self._opened.values():
-            if kept is not self._own:
-                kept.end()
-        self._opened.clear()
+        self.keep_open(())
 
     def _runtime(self, point: "Point") -> Kept:
         key = point[THREADS], point[STREAMS]
@@ -202,7 +207,8 @@ def _measured(
     def left(outcome: Outcome) -> None:
         budget.release(outcome.delivery)
         if not isinstance(outcome, Labelled):
-            failed.append(Fatal(f"an image of the workload was not labelled: {outcome}"))
+            why = outcome.error if isinstance(outcome, Rejected) else outcome
+            failed.append(Fatal(f"an image of the workload was not labelled: {why}"))
         room.release()
 
     flow = bootstrap.build_flow(

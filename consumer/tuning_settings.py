@@ -5,6 +5,7 @@ from typing import Any
 
 from consumer.cpu import quota_cores
 from consumer.settings import Settings, value_of
+from consumer.settings_tables import Section
 from consumer.tuning import Axis, Point
 
 NAMES = ("batch.max_size", "model.threads", "model.streams", "pipeline.decode_threads")
@@ -45,14 +46,18 @@ def applied(settings: Settings, point: Point, *, leaving: Mapping[str, int] | No
 
 
 def with_values(settings: Settings, values: Mapping[str, int]) -> Settings:
-    """The settings with these values, by dotted name."""
+    """The settings with these values, by dotted name. What the user set (see `held`) stays what it was."""
     tables: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         table, key = name.split(".")
         tables.setdefault(table, {})[key] = value
     return settings.model_copy(
-        update={table: getattr(settings, table).model_copy(update=keys) for table, keys in tables.items()}
+        update={table: _changed(getattr(settings, table), keys) for table, keys in tables.items()}
     )
+
+
+def _changed(table: Section, values: Mapping[str, Any]) -> Section:
+    return type(table).model_construct(_fields_set=table.model_fields_set, **{**dict(table), **values})
 
 
 def by_name(point: Point) -> dict[str, int]:

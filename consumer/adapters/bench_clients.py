@@ -59,6 +59,9 @@ def fill(
                 )
             except BufferError:
                 producer.poll(0.1)
+            except KafkaException as error:
+                remedy = "raise kafka.max_message_bytes, where a message is too large"
+                raise OutputRefused(f"{topic} was not filled: {error.args[0].str()}", remedy=remedy) from error
             else:
                 break
         count += 1

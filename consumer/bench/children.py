@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -70,6 +70,28 @@ def asked(
     ours = environment(overrides)
     with Child(name, ["-m", module, *arguments], log=log, environment=ours, read_stdout=True) as child:
         yield Asked(child)
+
+
+class Answering(Protocol):
+    """What a child answers by."""
+
+    def answer(self, asked: dict[str, Any]) -> Mapping[str, Any]:
+        """One question."""
+        ...
+
+
+def answer_on_workload(make: Callable[[Path, float, Path | None], Answering]) -> None:
+    """The side of a child that is started with FOLDER MEGAPIXELS [SETTINGS]; what answers is made with its first
+    question, so that errors of that are told too."""
+    folder, megapixels, *named = sys.argv[1:]
+    made: list[Answering] = []
+
+    def answer(asked: dict[str, Any]) -> Mapping[str, Any]:
+        if not made:
+            made.append(make(Path(folder), float(megapixels), Path(named[0]) if named else None))
+        return made[0].answer(asked)
+
+    answer_questions(answer)
 
 
 def answer_questions(answer: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 It holds the model and decoder that the settings name; `FOLDER` has the workload. Nothing runs in it between questions.
 """
 
-import sys
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from consumer import bootstrap, bootstrap_model
-from consumer.bench.children import answer_questions
+from consumer.bench.children import answer_on_workload
 from consumer.bench.stages import Measured, measure_decode, measure_fetch, measure_infer
 from consumer.bench.workload import Form, read_bodies, records
 from consumer.clock import SystemClock
@@ -19,7 +18,7 @@ from consumer.cpu import quota_cores
 from consumer.errors import SettingsError
 from consumer.log import configure
 from consumer.messages import Delivery, ImageJob, Labelled, Lease, Partition
-from consumer.settings import Settings, load
+from consumer.settings import load
 from consumer.stages.batch import padded_sizes
 from consumer.stages.events import EventContext, label_event
 from consumer.stages.rank import top_labels
@@ -30,7 +29,11 @@ _SAMPLES = 32
 class StageProcess:
     """Answers `facts`, `fetch`, `decode` and `infer`."""
 
-    def __init__(self, settings: Settings, folder: Path, megapixels: float) -> None:
+    def __init__(self, folder: Path, megapixels: float, settings_file: Path | None) -> None:
+        settings = load(settings_file)
+        configure(settings.log.model_copy(update={"level": "WARNING", "file": ""}))
+        if settings.schema_registry.url and settings.output.format != "json":
+            raise SettingsError("events are measured as JSON", remedy='set output.format = "json" for the bench')
         self._settings = settings
         self._folder = folder
         self._megapixels = megapixels
@@ -127,23 +130,5 @@ class StageProcess:
         return label_event(labelled, context, SystemClock().utc_now())
 
 
-def main() -> None:
-    """Load the model, then answer."""
-    folder, megapixels, *named = sys.argv[1:]
-    process: StageProcess | None = None
-
-    def answer(asked: dict[str, Any]) -> Mapping[str, Any]:
-        nonlocal process
-        if process is None:  # so that its errors are told too
-            settings = load(Path(named[0]) if named else None)
-            configure(settings.log.model_copy(update={"level": "WARNING", "file": ""}))
-            if settings.schema_registry.url and settings.output.format != "json":
-                raise SettingsError("events are measured as JSON", remedy='set output.format = "json" for the bench')
-            process = StageProcess(settings, Path(folder), float(megapixels))
-        return process.answer(asked)
-
-    answer_questions(answer)
-
-
 if __name__ == "__main__":
-    main()
+    answer_on_workload(StageProcess)

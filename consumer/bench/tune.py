@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import tomli_w
 
 from consumer import bootstrap_model, bootstrap_tuning
 from consumer.adapters.bench_clients import Topics, fill
+from consumer.adapters.kafka_admin import KafkaAdmin
 from consumer.adapters.runtimes.choose import agreeing_runtimes
 from consumer.adapters.runtimes.kinds import KINDS
 from consumer.bench.broker import Broker, create_topics, given_broker, kafka_broker
@@ -27,7 +30,7 @@ from consumer.bench.names import TopicNames
 from consumer.bench.results import Plan
 from consumer.bench.service_run import run_backlog, running_service
 from consumer.bench.session import Told
-from consumer.bench.usage import check_extra
+from consumer.bench.usage import broker_process, check_extra
 from consumer.bench.workload import Workload, make_workload, records
 from consumer.cpu import quota_cores
 from consumer.errors import Fatal
@@ -37,6 +40,7 @@ from consumer.settings import Settings, load_with_sources
 from consumer.tuning import Axis, Found, Gain, Point, compare, looks_at_most, search
 from consumer.tuning_settings import NAMES, STREAMS, THREADS, axes_around, by_name, present
 
+_Answer = TypeVar("_Answer")
 _NEAR = 0.7
 """Of the fastest runtime's images/s, at the present settings: slower ones will not make up for it."""
 _ROUNDS = 7
@@ -45,7 +49,6 @@ _LONG_S = 5.0
 _LONG_TIMES = 10
 """A look ends then, whether it was steady or not."""
 _FEWEST = 300
-_MOST_BATCH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,11 @@ class Setup:
     @property
     def toml(self) -> str:
         """Lines for settings.toml."""
-        lines: list[str] = []
+        tables: dict[str, dict[str, Any]] = {}
         for name, value in sorted(self.values.items(), key=lambda item: item[0].partition(".")[0]):
             table, key = name.split(".")
-            if f"[{table}]" not in lines:
-                lines.append(f"[{table}]")
-            lines.append(f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}")
-        return "\n".join(lines)
+            tables.setdefault(table, {})[key] = value
+        return tomli_w.dumps(tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,9 @@ class Outcome:
     gain: Gain
     """Of the best over the present settings, in one process without Kafka."""
     service_gain: Gain | None
-    """The same of the service with a broker; None where it was not asked."""
+    """The same of the service with a broker; None where it was not asked, or a run failed."""
     not_confirmed: str
-    """Why the service was not asked."""
+    """Why the service did not say."""
     took_s: float
 
     @property
@@ -121,11 +122,15 @@ def tune(plan: Plan, settings_file: Path | None, told: Told) -> Outcome:
 
     Raises:
         SettingsError: an extra is missing, or the images cannot be used.
+        BrokerUnreachable, NotAuthorized: the broker that was given, before anything is searched.
         Fatal: model or runtime do not come up, or end on the way.
     """
     check_extra()
     began_s = time.monotonic()
     settings = load_with_sources(settings_file, {})[0]
+    if plan.bootstrap_servers:
+        told.say("asking the broker")
+        _ask_given_broker(plan, settings_file)
     configure(settings.log.model_copy(update={"level": "WARNING", "file": ""}))
     with tempfile.TemporaryDirectory(prefix="ouzel-tune-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
@@ -134,12 +139,13 @@ def tune(plan: Plan, settings_file: Path | None, told: Told) -> Outcome:
         told.say("trying which runtimes agree")
         runtimes, passed_over, runtime = _runtimes(settings, told)
         children = stack.enter_context(_Children(settings, settings_file, workload, folder).open())
-        session = _Search(children, runtimes, Setup(runtime, _streamless(runtime, present(settings))), plan, told)
+        start = Setup(runtime, _streamless(runtime, present(settings)))
+        session = _Search(children, runtimes, start, plan, told, settings=settings)
         best = session.best()
         gain = session.against_present(best)
         facts = children.facts(session.present)
         children.close()
-        confirmed: tuple[Gain | None, str] = (None, "there is no gain to confirm")
+        confirmed = _Confirmed(None, "there is no gain to confirm")
         if gain.is_one:
             confirmed = _on_the_service(
                 best,
@@ -160,10 +166,12 @@ def tune(plan: Plan, settings_file: Path | None, told: Told) -> Outcome:
             session.looks,
             passed_over,
             gain,
-            *confirmed,
+            confirmed.gain,
+            confirmed.why_not,
             took_s=time.monotonic() - began_s,
         )
-    _remember(settings, facts["digest"], outcome)
+    if not confirmed.failed:
+        _remember(settings, facts["digest"], outcome)
     return outcome
 
 
@@ -233,6 +241,10 @@ class _Children:
         rate: float | None = self._child(setup).ask(question)["images_per_s"]
         return rate
 
+    def keep_open(self, setup: Setup) -> None:
+        """Its process frees what other points of this runtime needed. Raises Fatal where the child ended."""
+        self._child(setup).ask({"ask": "keep_open", "points": [setup.point]})
+
     def _child(self, setup: Setup) -> Asked:
         has_streams, threads_stay = _kind(setup.runtime)
         key = setup.runtime, setup.point[THREADS] if threads_stay else 0
@@ -253,7 +265,17 @@ class _Children:
 
 
 class _Search:
-    def __init__(self, children: _Children, runtimes: Sequence[str], start: Setup, plan: Plan, told: Told) -> None:
+    def __init__(
+        self,
+        children: _Children,
+        runtimes: Sequence[str],
+        start: Setup,
+        plan: Plan,
+        told: Told,
+        *,
+        settings: Settings,
+    ) -> None:
+        self._settings = settings
         self._children = children
         self._runtimes = runtimes
         self.present = start
@@ -301,38 +323,49 @@ class _Search:
 
     def _along_axes(self, start: Setup) -> Setup:
         has_streams, threads_stay = _kind(start.runtime)
+        on_gpu = bootstrap_tuning.on_gpu(self._settings)
         axes = axes_around(
             start.point,
             cores=quota_cores(),
-            on_gpu=False,
+            on_gpu=on_gpu,
             threads_stay=start.runtime == "null",
             has_streams=has_streams,
             held={},
-            most_batch=_MOST_BATCH,
+            most_batch=bootstrap_tuning.most_batch(self._settings),
         )
-        if threads_stay:  # each number is a process with a model of its own: all cores, or half of them
+        if threads_stay and not on_gpu:  # each number is a process with a model of its own: all cores, or half of them
             cores = quota_cores()
             values = tuple(sorted({start.point[THREADS], max(1, cores // 2), cores}))
             axes = [Axis(axis.name, values) if axis.name == NAMES[THREADS] else axis for axis in axes]
+
+        def settled(point: Point) -> None:
+            if not threads_stay:  # else there is one in a process
+                self._unless_broken(Setup(start.runtime, point), self._children.keep_open)
+
         with self._counting(f"settings for {start.runtime}", looks_at_most(axes)):
-            found = search(axes, start.point, lambda point: self._look(Setup(start.runtime, point)))
+            found = search(axes, start.point, lambda point: self._look(Setup(start.runtime, point)), settled=settled)
         return Setup(start.runtime, found.point)
 
     def _look(self, setup: Setup) -> float | None:
         self._done += 1
         self._tell(self._done)
+        most_s = max(_LONG_S, _LONG_TIMES * self._seconds)
+        rate = self._unless_broken(setup, lambda asked: self._children.look(asked, self._seconds, most_s))
+        if rate is not None:
+            self._rates.setdefault(setup, []).append(rate)
+        return rate
+
+    def _unless_broken(self, setup: Setup, ask: Callable[[Setup], _Answer | None]) -> _Answer | None:
+        """None where its process ended, now or before. Raises Fatal where it is that of the present runtime."""
         if setup.runtime in self._broken:
             return None
         try:
-            rate = self._children.look(setup, self._seconds, max(_LONG_S, _LONG_TIMES * self._seconds))
+            return ask(setup)
         except Fatal:
             if setup.runtime == self.present.runtime:
                 raise
             self._broken.add(setup.runtime)
             return None
-        if rate is not None:
-            self._rates.setdefault(setup, []).append(rate)
-        return rate
 
     @contextmanager
     def _counting(self, what: str, total: int) -> Iterator[None]:
@@ -345,6 +378,24 @@ class _Search:
 # --- on the service -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Confirmed:
+    gain: Gain | None
+    """None where the service did not say."""
+    why_not: str = ""
+    failed: bool = False
+    """It was asked, and something went wrong: with the best settings it may go wrong again."""
+
+
+def _ask_given_broker(plan: Plan, settings_file: Path | None) -> None:
+    """Before the minutes of work, not after them. Raises BrokerUnreachable and NotAuthorized."""
+    if plan.broker_pid is not None:
+        broker_process(plan.broker_pid)
+    with given_broker(plan.bootstrap_servers, plan.broker_pid) as broker:
+        kafka = load_with_sources(settings_file, broker.overrides)[0].kafka
+        KafkaAdmin(client_properties(kafka, "admin"), timeout_s=kafka.request_timeout_ms / 1000).cluster()
+
+
 def _on_the_service(
     best: Setup,
     present: Setup,
@@ -355,26 +406,26 @@ def _on_the_service(
     workload: Workload,
     folder: Path,
     told: Told,
-) -> tuple[Gain | None, str]:
+) -> _Confirmed:
     """The best against the present settings, in turns, each a run of the service on a filled topic; `rate` images/s are
-    expected. None and why where no broker is at hand."""
+    expected. Why not where no broker is at hand, or a run fails: what was searched for minutes is not lost by that."""
     names = TopicNames(f"ouzel-tune-{uuid.uuid4().hex[:8]}")
-    with ExitStack() as stack:
-        try:
-            broker = stack.enter_context(_broker(plan, folder, told))
-        except KafkaUnavailable as error:
-            return None, f"{error}: {error.remedy}"
-        confirm = _Confirm(
-            plan=plan,
-            settings_file=settings_file,
-            workload=workload,
-            folder=folder,
-            told=told,
-            broker=broker,
-            names=names,
-            rate=rate,
-        )
-        return confirm.gain(best, present), ""
+    try:
+        with _broker(plan, folder, told) as broker:
+            confirm = _Confirm(
+                plan=plan,
+                settings_file=settings_file,
+                workload=workload,
+                folder=folder,
+                told=told,
+                broker=broker,
+                names=names,
+                rate=rate,
+            )
+            return _Confirmed(confirm.gain(best, present))
+    except Fatal as error:
+        why = f"{error}: {error.remedy}" if error.remedy else str(error)
+        return _Confirmed(None, why, failed=not isinstance(error, KafkaUnavailable))
 
 
 @contextmanager

@@ -4,13 +4,12 @@ A process of its own for each runtime, so that one that crashes ends a search an
 be other ones.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from consumer import bootstrap_model
-from consumer.bench.children import answer_questions
+from consumer.bench.children import answer_on_workload
 from consumer.bench.workload import read_bodies
 from consumer.log import configure
 from consumer.settings import load
@@ -19,7 +18,7 @@ from consumer.tuning_settings import STREAMS, THREADS, present
 
 
 class TuneProcess:
-    """Answers `look`: images/s of a point, or null."""
+    """Answers `look`: images/s of a point, or null; `keep_open`: frees the runtimes of all points but those."""
 
     def __init__(self, folder: Path, megapixels: float, settings_file: Path | None) -> None:
         settings = load(settings_file)
@@ -34,23 +33,12 @@ class TuneProcess:
         """One question."""
         if asked["ask"] == "facts":
             return {"digest": self._info.digest, "name": f"{self._info.name} {self._info.version}"}
+        if asked["ask"] == "keep_open":
+            self._rig.keep_open([tuple(point) for point in asked["points"]])
+            return {}
         point = tuple(asked["point"])
         return {"images_per_s": self._rig.look(point, asked["seconds"], most_s=asked["most_s"])}
 
 
-def main() -> None:
-    """Load the model, then answer."""
-    folder, megapixels, *named = sys.argv[1:]
-    process: TuneProcess | None = None
-
-    def answer(asked: dict[str, Any]) -> Mapping[str, Any]:
-        nonlocal process
-        if process is None:  # so that its errors are told too
-            process = TuneProcess(Path(folder), float(megapixels), Path(named[0]) if named else None)
-        return process.answer(asked)
-
-    answer_questions(answer)
-
-
 if __name__ == "__main__":
-    main()
+    answer_on_workload(TuneProcess)

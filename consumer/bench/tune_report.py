@@ -53,6 +53,19 @@ def _gain(gain: Gain) -> dict[str, Any]:
     return {"median": gain.median, "least": gain.least, "most": gain.most, "rounds": len(gain.ratios)}
 
 
+def as_file(summary: Mapping[str, Any]) -> str:
+    """What --write writes: a settings file of those settings and no others, which says where they are from."""
+    where = summary["machine"]
+    on = f"{where['cores']} cores, {where['cpu'] or 'CPU unknown'}"
+    about = [
+        f"# Found by `ouzel bench --tune` for {summary['model']}, images of {summary['megapixels']:g} MP, on {on}:",
+        f"# {summary['verdict']}",
+    ]
+    if summary["not_confirmed"]:
+        about.append(f"# not confirmed on the service: {summary['not_confirmed'].splitlines()[0]}")
+    return "\n".join((*about, "", summary["settings"]))
+
+
 def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """In a terminal."""
     out = console or Console(highlight=False)

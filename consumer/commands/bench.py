@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +37,9 @@ def bench(
     tune: Annotated[
         bool, typer.Option("--tune", help="Search the settings that label most images, and print them; some minutes.")
     ] = False,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --tune: a new settings file that gets what was found.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="About a minute: two short rounds, coarse figures.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of terms and service; 3 where not given.")] = None,
     seconds: Annotated[
@@ -85,8 +88,9 @@ def bench(
 
     With --tune instead: of the runtimes that are installed and agree, of batch size, threads of decoding and inference,
     and streams, which do most images/s side by side, the best held against your settings in turns, at last on the
-    service where a broker is at hand. A gain that was not there every time is none. `model.autotune` starts from what
-    was found.
+    service where a broker is at hand. A gain that was not there every time is none. --write makes a settings file of
+    what was found, with those tables and keys alone. `model.autotune` uses it too where no setting that you hold is
+    another one.
 
     Settings are yours (--settings, OUZEL_ variables); topics and group are the run's own, and deleted after it.
     Exit codes: 1 images became dead letters, 2 settings or an extra (`bench`), 3 model, 5 no broker, or no Java or
@@ -120,8 +124,9 @@ def bench(
     if no_latency:
         plan = replace(plan, loads=())
     _check_writable(html)
+    _check_new(write, tune=tune)
     if tune:
-        _tune(ctx, plan, html, as_json=json or not sys.stdout.isatty())
+        _tune(ctx, plan, html, write, as_json=json or not sys.stdout.isatty())
         return
     with _interruptible() as check, _progress(check) as told:
         result = measure(plan, ctx.find_root().obj, told)
@@ -129,7 +134,7 @@ def bench(
     _tell(result, html, as_json=json or not sys.stdout.isatty())
 
 
-def _tune(ctx: typer.Context, plan: "Plan", html: Path | None, *, as_json: bool) -> None:
+def _tune(ctx: typer.Context, plan: "Plan", html: Path | None, write: Path | None, *, as_json: bool) -> None:
     from consumer.bench.tune import tune as search
     from consumer.bench.tune_report import show, summarize
     from consumer.console import print_json
@@ -144,15 +149,36 @@ def _tune(ctx: typer.Context, plan: "Plan", html: Path | None, *, as_json: bool)
         print_json(summary)
     else:
         show(summary)
+    if write is not None:
+        _write(write, summary)
+
+
+def _write(write: Path, summary: Mapping[str, Any]) -> None:
+    from consumer.bench.tune_report import as_file
+    from consumer.errors import SettingsError
+
+    if not summary["is_gain"]:
+        typer.echo(f"{write} is not written: {summary['verdict']}", err=True)
+        return
+    try:
+        with write.open("x", encoding="utf-8") as file:
+            file.write(as_file(summary))
+    except OSError as error:
+        raise SettingsError(f"cannot write {write}: {error.strerror}", remedy="paste the lines above") from error
+    typer.echo(f"Written: {write}", err=True)
 
 
 def _remember(result: "Result") -> None:
-    """What Kafka costs, for `ouzel_roofline_ratio` of replicas here. The mock is no Kafka."""
+    """What Kafka costs, for `ouzel_roofline_ratio` of replicas here: with the workload that is measured where nothing
+    else is asked for, since it grows with the messages. The mock is no Kafka."""
     from statistics import median
 
+    from consumer.bench.results import Plan
     from consumer.bootstrap_roofline import remember_overhead
 
-    if result.facts.broker_kind != "embedded":
+    plan, usual = result.plan, Plan()
+    is_usual = (plan.images, plan.megapixels, plan.form) == (usual.images, usual.megapixels, usual.form)
+    if is_usual and result.facts.broker_kind != "embedded":
         remember_overhead(median(each.bare_cpu_ms for each in result.rounds))
 
 
@@ -181,6 +207,19 @@ def _check_writable(html: Path | None) -> None:
 
     if html is not None and (html.is_dir() or not html.resolve().parent.is_dir()):
         raise SettingsError(f"cannot write the page to {html}", remedy="give a file in a folder that exists: --html")
+
+
+def _check_new(write: Path | None, *, tune: bool) -> None:
+    """As early: and what is there may be somebody's settings."""
+    from consumer.errors import SettingsError
+
+    if write is None:
+        return
+    if not tune:
+        raise SettingsError("--write is for what --tune finds", remedy="add --tune, or leave out --write")
+    if write.exists() or not write.resolve().parent.is_dir():
+        said = "is there already, and is not written over" if write.exists() else "is in no folder that exists"
+        raise SettingsError(f"{write} {said}", remedy="give a new file in a folder that exists: --write")
 
 
 @contextmanager

@@ -118,6 +118,21 @@ def test_more_streams_than_threads_are_no_point_of_their_own(rig: Rig) -> None:
     assert rig.look((4, 1, 2, 1), 0.1, most_s=5.0) is None
 
 
+def test_only_those_that_are_kept_stay_open_and_the_others_can_be_looked_at_again(rig: Rig) -> None:
+    points: list[Point] = [(4, 2, 0, 2), (4, 1, 0, 2), (4, 2, 1, 2), (4, 2, 2, 2)]  # the first is the rig's own
+    rig.holds(2, 0)
+    for point in points:
+        rig.look(point, 0.05, most_s=5.0)
+    opened = [rig._opened[threads, streams].inner for _, threads, streams, _ in points]
+    rig.keep_open([points[2]])
+    assert [is_open(each) for each in opened] == [True, False, True, False]
+    assert rig.look(points[3], 0.05, most_s=5.0)
+
+
+def is_open(runtime: Any) -> bool:
+    return runtime._loaded is not None
+
+
 def test_a_workload_that_cannot_be_labelled_is_an_error(settings: Settings) -> None:
     model = bootstrap_model.load_model(settings)
     with pytest.raises(Fatal, match="was not labelled"):
@@ -129,7 +144,7 @@ def test_a_workload_that_cannot_be_labelled_is_an_error(settings: Settings) -> N
 def test_what_is_searched_for_is_what_labels_from_then_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a point that is another number of streams: the model is opened with them, and the first one closed."""
     chosen: Point = (4, 2, 1, 1)
-    monkeypatch.setattr(Tuning, "run", lambda _self, _look: (chosen, "told so", True))
+    monkeypatch.setattr(Tuning, "run", lambda _self, _look, **_: (chosen, "told so", True))
     loaded = bootstrap_tuning.load_model(settings)
     runtime: Any = loaded.model.runtime
     assert streams_of(runtime) == 1

@@ -15,6 +15,9 @@ from consumer.bench.results import QUICK
 from consumer.bench.session import Told
 from consumer.bench.tune import Setup
 from consumer.bench.workload import make_workload
+from consumer.demo.service import free_port
+from consumer.errors import BrokerUnreachable
+from consumer.tuning import Gain
 from tests.kafka_broker import Cluster
 
 pytestmark = pytest.mark.kafka
@@ -56,7 +59,7 @@ def test_the_service_does_the_backlog_with_both_in_turns(kafka: Cluster, bare: P
     present, best = Setup("null", (16, 2, 0, 2)), Setup("null", (4, 2, 0, 1))
     plan = replace(QUICK, messages=300, rounds=1, bootstrap_servers=kafka.bootstrap_servers)
 
-    gain, why_not = tune._on_the_service(
+    confirmed = tune._on_the_service(
         best,
         present,
         rate=500.0,
@@ -66,7 +69,8 @@ def test_the_service_does_the_backlog_with_both_in_turns(kafka: Cluster, bare: P
         folder=tmp_path,
         told=Told(),
     )
-    assert why_not == ""
+    gain = confirmed.gain
+    assert confirmed.why_not == ""
     assert gain is not None
     assert len(gain.ratios) == 3
     assert min(gain.ratios) > 0
@@ -79,7 +83,7 @@ def test_the_service_does_the_backlog_with_both_in_turns(kafka: Cluster, bare: P
 def test_without_a_broker_at_hand_nothing_is_fetched_or_started_for_it(bare: Path, tmp_path: Path) -> None:
     present = Setup("null", (16, 2, 0, 2))
 
-    gain, why_not = tune._on_the_service(
+    confirmed = tune._on_the_service(
         present,
         present,
         rate=500.0,
@@ -89,5 +93,28 @@ def test_without_a_broker_at_hand_nothing_is_fetched_or_started_for_it(bare: Pat
         folder=tmp_path,
         told=Told(),
     )
-    assert gain is None
-    assert "--bootstrap-servers" in why_not
+    assert (confirmed.gain, confirmed.failed) == (None, False)
+    assert "--bootstrap-servers" in confirmed.why_not
+
+
+def test_a_broker_that_is_given_and_does_not_answer_is_said_before_the_search(bare: Path, tmp_path: Path) -> None:
+    bare.write_text('[model]\nruntime = "null"\n[kafka]\nrequest_timeout_ms = 1_000\n')
+    said: list[str] = []
+    plan = replace(QUICK, bootstrap_servers=f"127.0.0.1:{free_port()}")
+    with pytest.raises(BrokerUnreachable):
+        tune.tune(plan, bare, Told(said.append))
+    assert said == ["asking the broker"]
+
+
+def test_a_run_of_the_service_that_fails_loses_nothing_of_the_search(
+    kafka: Cluster, bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tune._Search, "against_present", lambda _self, _best: Gain((1.5, 1.4, 1.6)))
+    bare.write_text('[model]\nruntime = "null"\n[kafka]\nmax_message_bytes = 20_000\n')
+    plan = replace(QUICK, messages=300, rounds=1, bootstrap_servers=kafka.bootstrap_servers)
+    outcome = tune.tune(plan, bare, Told())
+    assert outcome.service_gain is None
+    assert "kafka.max_message_bytes" in outcome.not_confirmed
+    assert outcome.looks
+    assert not (tmp_path / "cache" / "ouzel" / "tuned-settings.json").exists()

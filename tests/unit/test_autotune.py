@@ -1,18 +1,21 @@
 """`model.autotune`: what is tuned and what is left, what is decided, and what is remembered. No model is measured."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from loguru import logger
 
 from consumer import bootstrap_tuning, cpu
 from consumer.bootstrap_tuning import Tuned, Tuning, decide, keep, remembered
-from consumer.errors import SettingsError
+from consumer.errors import Fatal, SettingsError
 from consumer.messages import ModelInfo
 from consumer.settings import Settings, load_with_sources
-from consumer.tuning import Found, Gain, Point, Tried
+from consumer.tuning import Found, Gain, Point, Tried, search
 from consumer.tuning_settings import NAMES, applied, axes_around, by_name, held, present, with_values
 
 DIGEST = "sha256:ab"
@@ -77,6 +80,13 @@ def test_the_axes_have_the_start_and_what_is_held_alone() -> None:
         "model.streams": (0, 1, 2, 4, 6, 8),
         "pipeline.decode_threads": (8,),
     }
+
+
+def test_what_was_tuned_does_not_count_as_set_by_the_user(tmp_path: Path) -> None:
+    settings = read(tmp_path, "[batch]\nmax_size = 16\n")
+    tuned = applied(settings, (8, 2, 1, 3), leaving=held(settings))
+    assert tuned.model.streams == 1
+    assert held(tuned) == {"batch.max_size": 16}
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 64])
@@ -191,6 +201,48 @@ def test_with_too_few_rounds_the_settings_stay_and_it_says_what_to_raise(ratios:
     assert "model.autotune_budget_ms" in why
 
 
+@pytest.mark.parametrize(("times", "is_free"), [(5.0, False), (6.5, True)])
+def test_threads_and_streams_are_free_where_the_model_fits_as_often_as_it_is_open_at_once(
+    monkeypatch: pytest.MonkeyPatch, times: float, is_free: bool
+) -> None:
+    """On eight cores six numbers of streams are compared, and five of threads; 100 bytes a model."""
+    monkeypatch.setattr(bootstrap_tuning, "needed_bytes", lambda _package, _batch: 100)
+    monkeypatch.setattr(bootstrap_tuning, "available_bytes", lambda: int(100 * times))
+
+    class OnDisk:
+        package = object()
+
+        class runtime:  # noqa: N801 - an attribute
+            info = ModelInfo("birds", "1", DIGEST, "openvino", "f32")
+
+    looked: list[Point] = []
+
+    def look(point: Point, _seconds: float, *, most_s: float) -> float:
+        looked.append(point)
+        return 100.0
+
+    Tuning(Settings(), OnDisk(), budget_s=60.0, cores=8).run(look)  # type: ignore[arg-type]
+    assert (len({point[1:3] for point in looked}) > 1) is is_free
+
+
+def test_no_more_are_open_at_once_than_a_race_compares() -> None:
+    """Counted as the rig does it: one that is looked at is open until another race has ended."""
+    opened, most = {START[1:3]}, 0
+    axes = axes_around(START, cores=8, on_gpu=False, threads_stay=False, has_streams=True, held={}, most_batch=128)
+
+    def look(point: Point) -> float:
+        nonlocal most
+        opened.add(point[1:3])
+        most = max(most, len(opened - {START[1:3]}))
+        return 1.0 + point[1] + point[2]
+
+    def settled(best: Point) -> None:
+        opened.intersection_update({START[1:3], best[1:3]})
+
+    assert search(axes, START, look, settled=settled).point != START
+    assert 1 < most <= bootstrap_tuning._at_once(axes)
+
+
 # --- remembered -----------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +287,18 @@ def test_what_the_bench_found_serves_those_who_hold_nothing(tmp_path: Path) -> N
     assert remembered(Settings(), DIGEST, "openvino") == Tuned(TUNED, "")
 
 
+def test_what_the_bench_found_serves_those_who_hold_the_same_values_and_no_others(tmp_path: Path) -> None:
+    keep(Settings(), DIGEST, "openvino", Tuned(TUNED, "why"), knows=True, nothing_held=True)
+    same = read(tmp_path, "[batch]\nmax_size = 8\n")
+    rest = {name: value for name, value in TUNED.items() if name != "batch.max_size"}
+    assert remembered(same, DIGEST, "openvino") == Tuned(rest, "why")
+    assert remembered(read(tmp_path, "[batch]\nmax_size = 8\n[model]\nthreads = 1\n"), DIGEST, "openvino") is None
+    keep(same, DIGEST, "openvino", Tuned({**rest, "model.threads": 1}, "own"), knows=True)
+    own = remembered(same, DIGEST, "openvino")
+    assert own is not None
+    assert own.why == "own"
+
+
 def test_what_had_too_little_time_is_tried_again_with_more_only() -> None:
     keep(Settings(), DIGEST, "null", Tuned(TUNED, ""), knows=False)
     assert remembered(Settings(), DIGEST, "null") is not None
@@ -269,6 +333,12 @@ def test_settings_that_are_read_again_keep_what_was_tuned() -> None:
     assert loaded.read(Settings()).batch.max_size == 4
 
 
+def test_what_the_user_sets_later_is_seen_in_settings_that_are_read_again(tmp_path: Path) -> None:
+    loaded = bootstrap_tuning.Loaded(Settings(), Model(), {"batch.max_size": 4, "model.threads": 1})  # type: ignore[arg-type]
+    now = loaded.read(read(tmp_path, "[model]\nthreads = 2\n"))
+    assert (now.batch.max_size, now.model.threads) == (4, 2)
+
+
 # --- the null runtime, for real -------------------------------------------------------------------------------------
 
 
@@ -284,6 +354,55 @@ def test_with_the_null_runtime_it_is_measured_once_and_then_remembered(
     monkeypatch.setattr(bootstrap_tuning, "Rig", None)  # nothing is measured again
     again = bootstrap_tuning.load_model(settings)
     assert (again.settings, again.tuned) == (first.settings, first.tuned)
+
+
+NULL = '[model]\nruntime = "null"\nautotune = true\nautotune_budget_ms = 1_000\n'
+
+
+@pytest.mark.parametrize(
+    ("refuses", "cause"),
+    [
+        ('[input]\nformats = ["PNG"]\n', "input.formats"),
+        ("[input]\nmax_pixels = 200_000\n", "input.max_pixels"),
+        ("[stores]\nmax_image_bytes = 10_000\n", "stores.max_image_bytes"),
+    ],
+)
+def test_settings_that_refuse_what_it_measures_by_start_as_they_are(
+    cache: Path, tmp_path: Path, refuses: str, cause: str
+) -> None:
+    settings = read(tmp_path, NULL + refuses)
+    with warnings_of() as said:
+        loaded = bootstrap_tuning.load_model(settings)
+    loaded.model.runtime.infer(np.zeros((1, *loaded.model.runtime.input_size, 3), np.uint8))
+    assert (loaded.settings, loaded.tuned) == (settings, {})
+    assert not cache.exists()
+    (line,) = said
+    assert "model.autotune" in line
+    assert cause in line
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("the runtime's own"), Fatal("stuck", remedy="look")])
+def test_whatever_befalls_the_search_the_replica_starts(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(_self: Tuning, _look: object, **_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Tuning, "run", fails)
+    settings = read(tmp_path, NULL)
+    with warnings_of() as said:
+        assert bootstrap_tuning.load_model(settings).settings is settings
+    assert not cache.exists()
+    (line,) = said
+    assert (str(error) or "MemoryError") in line
+
+
+@contextmanager
+def warnings_of() -> Iterator[list[str]]:
+    said: list[str] = []
+    number = logger.add(lambda message: said.append(message.record["message"]), level="WARNING")
+    yield said
+    logger.remove(number)
 
 
 def test_without_it_nothing_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

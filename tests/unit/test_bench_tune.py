@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from consumer.bench.results import QUICK
 from consumer.bench.session import Told
 from consumer.bench.tune import Outcome, Setup, verdict
 from consumer.bench.tune_report import summarize
-from consumer.errors import Fatal
+from consumer.commands import bench
+from consumer.errors import Fatal, SettingsError
 from consumer.settings import Settings, load
 from consumer.tuning import Gain
 
@@ -28,11 +30,15 @@ class Children:
     def __init__(self, rate: Callable[[Setup], float | None]) -> None:
         self._rate = rate
         self.asked: list[Setup] = []
+        self.kept: list[Setup] = []
 
     def look(self, setup: Setup, seconds: float, most_s: float) -> float | None:
         assert 0 < seconds < most_s
         self.asked.append(setup)
         return self._rate(setup)
+
+    def keep_open(self, setup: Setup) -> None:
+        self.kept.append(setup)
 
 
 SPEED = {"openvino": 300.0, "onnxruntime": 250.0, "litert": 100.0, "tensorflow": 240.0}
@@ -44,9 +50,13 @@ def rate(setup: Setup) -> float:
     return SPEED[setup.runtime] / (1 + 0.1 * abs(batch - 8)) * (1.1 if streams == 1 else 1.0)
 
 
-def search(rate: Callable[[Setup], float | None], present: Setup = PRESENT) -> tuple[tune._Search, Children]:
+def search(
+    rate: Callable[[Setup], float | None], present: Setup = PRESENT, settings: Settings | None = None
+) -> tuple[tune._Search, Children]:
     children = Children(rate)
-    return tune._Search(children, list(SPEED), present, QUICK, Told()), children  # type: ignore[arg-type]
+    asked = settings or Settings()
+    found = tune._Search(children, list(SPEED), present, QUICK, Told(), settings=asked)  # type: ignore[arg-type]
+    return found, children
 
 
 def test_the_best_of_the_best_runtime_is_found() -> None:
@@ -61,6 +71,23 @@ def test_of_a_slow_runtime_nothing_more_is_looked_at() -> None:
     found.best()
     assert {setup.point for setup in children.asked if setup.runtime == "litert"} == {(16, 2, 0, 2)}
     assert len({setup.point for setup in children.asked if setup.runtime == "tensorflow"}) > 3
+
+
+def test_after_each_race_along_an_axis_a_process_frees_what_lost() -> None:
+    found, children = search(rate)
+    best = found.best()
+    of_openvino = [setup for setup in children.kept if setup.runtime == "openvino"]
+    assert len(of_openvino) > len(best.point)
+    assert of_openvino[-1] == best
+    assert not [setup for setup in children.kept if setup.runtime == "tensorflow"]  # a process for each of its points
+
+
+def test_on_a_gpu_larger_batches_are_looked_at_and_neither_threads_nor_streams() -> None:
+    found, children = search(
+        lambda setup: float(setup.point[0]), settings=Settings.model_validate({"model": {"device": "gpu:0"}})
+    )
+    assert found.best().point[0] == 128  # of 256 images in flight
+    assert {setup.point[1:3] for setup in children.asked} == {PRESENT.point[1:3]}
 
 
 def test_a_runtime_whose_process_ends_is_passed_over() -> None:
@@ -124,6 +151,39 @@ def test_the_lines_to_paste_are_settings(tmp_path: Path) -> None:
     assert settings.model.runtime == "openvino"
     assert (settings.batch.max_size, settings.model.threads, settings.model.streams) == (8, 2, 1)
     assert settings.pipeline.decode_threads == 3
+
+
+def test_the_file_that_is_written_is_settings_and_says_where_they_are_from(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.toml"
+    path.write_text(tune_report.as_file(summarize(replace(outcome(SURE), not_confirmed="it ended:\nits log"))))
+    assert tomllib.loads(path.read_text()) == {
+        "batch": {"max_size": 8},
+        "model": {"runtime": "openvino", "threads": 2, "streams": 1},
+        "pipeline": {"decode_threads": 3},
+    }
+    assert load(path).batch.max_size == 8
+    assert "# not confirmed on the service: it ended:\n\n" in path.read_text()
+
+
+def test_a_gain_is_written_and_what_is_none_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench._write(tmp_path / "none.toml", summarize(outcome(UNSURE)))
+    assert not (tmp_path / "none.toml").exists()
+    assert "is not written: " in capsys.readouterr().err
+    bench._write(tmp_path / "gain.toml", summarize(outcome(SURE)))
+    assert load(tmp_path / "gain.toml").model.runtime == "openvino"
+
+
+def test_what_is_there_is_not_written_over_and_said_before_the_search(tmp_path: Path) -> None:
+    there = tmp_path / "settings.toml"
+    there.write_text("[batch]\nmax_size = 4\n")
+    for path, is_tune in ((there, True), (tmp_path / "absent" / "s.toml", True), (tmp_path / "new.toml", False)):
+        with pytest.raises(SettingsError) as caught:
+            bench._check_new(path, tune=is_tune)
+        assert "--write" in caught.value.remedy
+    with pytest.raises(SettingsError, match="cannot write"):
+        bench._write(there, summarize(outcome(SURE)))  # it came meanwhile
+    assert there.read_text() == "[batch]\nmax_size = 4\n"
+    bench._check_new(tmp_path / "new.toml", tune=True)
 
 
 def test_of_a_runtime_without_streams_no_line_speaks_of_them() -> None:

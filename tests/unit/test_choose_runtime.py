@@ -18,6 +18,7 @@ from consumer.adapters.runtimes.trial import Trial, TrialFailed
 from consumer.errors import CannotRun, DeviceMissing, ModelError
 from consumer.model_spec import InputSpec, ModelFormat, ModelPackage, ModelSpec, OutputSpec, Precision
 from consumer.settings import Settings
+from consumer.tuning_settings import with_values
 
 
 def package_of(
@@ -291,6 +292,25 @@ def test_a_quantised_model_that_names_no_runtime_runs_on_its_formats_own_alone(t
     )
     with pytest.raises(CannotRun, match="made for litert"):
         bootstrap_model.choose_runtime(settings, package)
+
+
+def test_streams_that_tuning_found_keep_no_runtime_from_a_new_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the user set do."""
+    asked: list[int] = []
+
+    def fastest(*_: object, streams: int, **__: object) -> Choice:
+        asked.append(streams)
+        return Choice("tensorflow", "")
+
+    monkeypatch.setattr(choose, "choose_runtime", fastest)
+    for settings in (
+        with_values(Settings(), {"model.streams": 2}),
+        Settings.model_validate({"model": {"streams": 2, "autotune": True}}),
+    ):
+        bootstrap_model.choose_runtime(settings, package_of(tmp_path))
+    assert asked == [0, 2]
 
 
 def test_every_runtime_of_the_settings_is_a_kind_and_the_other_way_round() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 
@@ -226,3 +227,10 @@ def test_the_bench_remembers_it_unless_its_broker_was_no_kafka(cache: Path) -> N
     assert known_overhead_ms() is None
     _remember(found)
     assert known_overhead_ms() == median(each.bare_cpu_ms for each in found.rounds)
+
+
+@pytest.mark.parametrize("asked", [{"megapixels": 12.0}, {"form": "inline"}, {"images": Path("photographs")}])
+def test_what_kafka_costs_with_other_messages_is_not_remembered(cache: Path, asked: dict[str, Any]) -> None:
+    found = result()
+    _remember(replace(found, plan=replace(found.plan, **asked)))
+    assert known_overhead_ms() is None
