@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 import tomli_w
 
 from consumer import bootstrap_model, bootstrap_tuning
-from consumer.adapters.bench_clients import Topics, fill
+from consumer.adapters.bench_clients import Topics
 from consumer.adapters.kafka_admin import KafkaAdmin
 from consumer.adapters.runtimes.choose import agreeing_runtimes
 from consumer.adapters.runtimes.kinds import KINDS
-from consumer.bench.broker import Broker, create_topics, given_broker, kafka_broker
+from consumer.bench.broker import Broker, create_topics, fill_topic, given_broker, kafka_broker
 from consumer.bench.children import Asked, asked
 from consumer.bench.kafka_jars import KAFKA_VERSION, KafkaUnavailable, find_java
 from consumer.bench.names import TopicNames
@@ -495,14 +495,7 @@ class _Confirm:
     def _fill(self) -> None:
         messages = records(self._workload.folder, self._workload.megapixels, self._plan.form, self._count)
         with self._told.counting("filling the topic", self._count) as tell:
-            done = 0
-
-            def more(count: int) -> None:
-                nonlocal done
-                done += count
-                tell(done)
-
-            fill(client_properties(self._settings.kafka, "producer"), self._names.images, messages, tell=more)
+            fill_topic(self._settings.kafka, self._names.images, messages, tell=tell)
 
     def _run(self, part: str, setup: Setup) -> float:
         names = self._names.of_service(part, input_topic=self._names.images)
