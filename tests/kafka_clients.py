@@ -124,6 +124,13 @@ def end_offsets(
     return found
 
 
+def delete_before(cluster: Cluster, topic: str, offsets: dict[int, int]) -> None:
+    """What retention does, at once."""
+    places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
+    for answer in cluster.admin().delete_records(places).values():
+        answer.result(20)
+
+
 def read_to_end(cluster: Cluster, topic: str, *, timeout_s: float = 30) -> list[Message]:
     """Every committed record from the beginning of a topic to its end as of now; within a partition in order."""
     ends = end_offsets(cluster, topic)

@@ -40,6 +40,10 @@ def test_no_sample_has_the_time_of_its_making_in_it(monkeypatch: pytest.MonkeyPa
         ImageCms.ImageCmsProfile, "tobytes", lambda profile: made(profile)[:24] + b"\7\xd0" * 6 + made(profile)[36:]
     )
     assert corpus.images() == first
+    (sequence,) = [body for _name, body in first if b"mvhd" in body]
+    for box in (b"mvhd", b"tkhd", b"mdhd"):
+        _before, _box, after = sequence.partition(box)
+        assert after[4:20] == bytes(16), box  # an encoder's own clock, which nothing here can turn
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

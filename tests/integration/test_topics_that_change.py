@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from confluent_kafka import IsolationLevel, Producer, TopicPartition
+from confluent_kafka import IsolationLevel, Producer
 
 from tests.answers import Answers, Group, image_ids, wait_no_lag
 from tests.conftest import MakeTopics, Topics
 from tests.kafka_broker import Cluster
-from tests.kafka_clients import PROTOCOLS, Protocol, Record, end_offsets, read_to_end, send, unique
+from tests.kafka_clients import PROTOCOLS, Protocol, Record, delete_before, end_offsets, read_to_end, send, unique
 from tests.observer import topic_ids
 from tests.processes import wait_until
 from tests.replica import Replica
@@ -40,13 +40,6 @@ def numbered_images(
         )
         for number in range(count)
     ]
-
-
-def delete_before(cluster: Cluster, topic: str, offsets: dict[int, int]) -> None:
-    """What retention does, at once."""
-    places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
-    for answer in cluster.admin().delete_records(places).values():
-        answer.result(20)
 
 
 def recreate(cluster: Cluster, topic: str, *, partitions: int) -> None:
@@ -236,7 +229,7 @@ def test_retention_that_overtakes_a_running_replica_is_told_and_passed(
     kafka: Cluster, make_topics: MakeTopics, photographs: list[Path], protocol: Protocol
 ) -> None:
     topics = make_topics(partitions=1)
-    # Frozen, it cannot read; with a small queue it has not read ahead either.
+    # Frozen, it cannot read; what the broker answers to a fetch that it had asked for is one batch, of one message.
     settings = {
         PROTOCOL: protocol,
         "OUZEL_PIPELINE__MAX_IN_FLIGHT_MESSAGES": "4",
@@ -250,7 +243,7 @@ def test_retention_that_overtakes_a_running_replica_is_told_and_passed(
         answers.to_all(send(kafka, topics.images, numbered_images(photographs, 10)))
         wait_no_lag(kafka, topics)
         replica.freeze()
-        send(kafka, topics.images, numbered_images(photographs, 30, name="gone"))
+        send(kafka, topics.images, numbered_images(photographs, 30, name="gone"), batch_num_messages=1)
         delete_before(kafka, topics.images, {0: 35})
         replica.thaw()
         (last,) = send(kafka, topics.images, numbered_images(photographs, 1, name="new"))
