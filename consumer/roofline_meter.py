@@ -196,9 +196,11 @@ def calibrate(
     process_cpu_s: Callable[[], float] = time.process_time,
     now_s: Callable[[], float] = time.monotonic,
 ) -> dict[int, float]:
-    """CPU-milliseconds of an image by batch size, the largest first, for a fifth of a second: one batch at least. `run` puts
-    a batch of a size through the model, warm, while nothing else of the process works; of two runs the cheaper counts.
-    Raises what it raises."""
+    """CPU-milliseconds of an image by batch size, the largest first, for a fifth of a second: one batch at least.
+
+    `run` puts a batch of a size through the model, warm, while nothing else of the process works; of two runs the cheaper
+    counts. Raises what it raises.
+    """
     until_s = now_s() + _CALIBRATE_S
     found: dict[int, float] = {}
     for size in [size for size in sorted(sizes, reverse=True) for _ in range(_RUNS)]:
