@@ -198,8 +198,8 @@ def calibrate(
 ) -> dict[int, float]:
     """CPU-milliseconds of an image by batch size, the largest first, for a fifth of a second: one batch at least.
 
-    `run` puts a batch of a size through the model, warm, while nothing else of the process works; of two runs the cheaper
-    counts. Raises what it raises.
+    `run` puts a batch of a size through the model, warm, while nothing else of the process works; of two runs the
+    cheaper counts. Raises what it raises.
     """
     until_s = now_s() + _CALIBRATE_S
     found: dict[int, float] = {}
