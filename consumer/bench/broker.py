@@ -10,7 +10,7 @@ from typing import Literal
 
 import orjson
 
-from consumer.adapters.bench_clients import Record, fill
+from consumer.adapters.bench_clients import Record, Topics, fill
 from consumer.adapters.kafka_admin import KafkaAdmin, TopicPlan
 from consumer.bench.kafka_jars import KAFKA_VERSION, RESOURCES, fetch_jars, find_java
 from consumer.demo.processes import Child
@@ -24,6 +24,9 @@ EMBEDDED_BYTES = 8_000_000
 """What the embedded broker is given at most: it keeps about 5 MiB a partition, and drops what is over that."""
 _START_S = 90.0
 _TOLD_EVERY = 100
+_DELETE_S = 30.0
+_FAILED_CREATE_S = 5.0
+"""The broker may not be there at all: no long wait on top."""
 _STORAGE_ID = "4L6g3nShT-eMCtK--X86sw"  # any base64 UUID will do
 # kafka-server-start.sh's and kafka-run-class.sh's own, of Kafka 4: the broker is to be as fast as an operator's.
 _JVM = (
@@ -165,6 +168,24 @@ def create_topics(kafka: KafkaSettings, topics: Mapping[str, int]) -> None:
     largest = str(kafka.max_message_bytes + HEADROOM_BYTES)
     plans = [TopicPlan(name, partitions, -1, {"max.message.bytes": largest}) for name, partitions in topics.items()]
     KafkaAdmin(client_properties(kafka, "admin"), timeout_s=kafka.request_timeout_ms / 1000).create(plans)
+
+
+@contextmanager
+def run_topics(
+    kafka: KafkaSettings, broker: Broker, topics: Mapping[str, int], groups: Sequence[str]
+) -> Iterator[Topics]:
+    """The topics of a run, each with so many partitions; on a broker that is given they and the groups are gone after
+    it, also where only some could be made. An embedded broker has its topics already."""
+    made = Topics(client_properties(kafka, "admin"))
+    within_s = _FAILED_CREATE_S
+    try:
+        if broker.kind != "embedded":
+            create_topics(kafka, topics)
+        within_s = _DELETE_S
+        yield made
+    finally:
+        if broker.kind == "given":
+            made.delete(list(topics), groups, within_s=within_s)
 
 
 def fill_topic(

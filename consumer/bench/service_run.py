@@ -21,6 +21,7 @@ from consumer.errors import CommandRefused
 
 FIRST_SHARE = 0.1
 """Of the images: published before the window opens."""
+_LOOKS = 25
 _SILENT_S = 60.0
 _READY_S = 900.0
 _STOP_S = 60.0
@@ -121,6 +122,11 @@ class BacklogRun:
     """Images in a batch, padding left out."""
     first_event_s: float
     """Seconds from the service's start to its first label events: mostly the model."""
+
+
+def look_interval_s(count: int, expected_rate: float) -> float:
+    """Seconds between two looks at a backlog that is done at about so many images/s: some 25 of them."""
+    return min(0.33, max(0.03, count / expected_rate / _LOOKS))
 
 
 def run_backlog(

@@ -13,31 +13,27 @@ from consumer.adapters.bench_clients import Topics
 from consumer.bench.broker import (
     EMBEDDED_BYTES,
     Broker,
-    create_topics,
     embedded_broker,
     fill_topic,
     given_broker,
     kafka_broker,
+    run_topics,
 )
 from consumer.bench.children import Asked, asked
 from consumer.bench.latency import Level, Load
 from consumer.bench.names import TopicNames
 from consumer.bench.results import Facts, LatencyRound, Plan, Result, Round, StageTerms
 from consumer.bench.roofline import Terms, account, cheapest_batch, roofline
-from consumer.bench.service_run import BacklogRun, run_backlog, running_service
+from consumer.bench.service_run import BacklogRun, look_interval_s, run_backlog, running_service
 from consumer.bench.stages import Measured
 from consumer.bench.usage import broker_process, check_extra
 from consumer.bench.workload import FORMS, Workload, make_workload, records
-from consumer.kafka_properties import client_properties, consumer_properties, producer_properties
+from consumer.kafka_properties import consumer_properties, producer_properties
 from consumer.settings import Settings, load_with_sources
 
 _FEWEST = 200
 _MOST_BYTES = 2_000_000_000
 _PROBE_S = 0.3
-_LOOKS = 25
-_DELETE_S = 30.0
-_FAILED_CREATE_S = 5.0
-"""The broker may not be there at all: no long wait on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +76,10 @@ def bench(plan: Plan, settings_file: Path | None, told: Told) -> Result:
                 overrides["stores.file.roots"] = f'["{workload.folder.resolve()}"]'
             overrides_for_stages = overrides | {"stores.file.roots": f'["{workload.folder.resolve()}"]'}
             settings = load_with_sources(settings_file, _typed(overrides))[0]
+            topics_of_plan = dict.fromkeys(names.all(plan), settings.topics.partitions)
             arguments = [str(workload.folder), f"{plan.megapixels:g}", *([str(settings_file)] if settings_file else [])]
             with (
-                _topics(plan, settings, names, broker) as topics,
+                run_topics(settings.kafka, broker, topics_of_plan, names.groups(plan)) as topics,
                 asked(
                     "stages",
                     "consumer.bench.stage_process",
@@ -105,21 +102,6 @@ def bench(plan: Plan, settings_file: Path | None, told: Told) -> Result:
                     told=told,
                 )
                 return session.run()
-
-
-@contextmanager
-def _topics(plan: Plan, settings: Settings, names: TopicNames, broker: Broker) -> Iterator[Topics]:
-    """Made for the run; on a broker that is given gone after it, also where only some could be made."""
-    topics = Topics(client_properties(settings.kafka, "admin"))
-    within_s = _FAILED_CREATE_S
-    try:
-        if broker.kind != "embedded":
-            create_topics(settings.kafka, dict.fromkeys(names.all(plan), settings.topics.partitions))
-        within_s = _DELETE_S
-        yield topics
-    finally:
-        if broker.kind == "given":
-            topics.delete(names.all(plan), names.groups(plan), within_s=within_s)
 
 
 def _typed(overrides: Mapping[str, str]) -> dict[str, Any]:
@@ -332,7 +314,7 @@ class _Session:
                 count=self._count,
                 in_flight=self._settings.pipeline.max_in_flight_messages,
                 broker_pid=self._broker.pid,
-                interval_s=min(0.33, max(0.03, self._count / self._expected / _LOOKS)),
+                interval_s=look_interval_s(self._count, self._expected),
                 tell=tell,
             )
 

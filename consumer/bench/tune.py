@@ -23,12 +23,12 @@ from consumer.adapters.bench_clients import Topics
 from consumer.adapters.kafka_admin import KafkaAdmin
 from consumer.adapters.runtimes.choose import agreeing_runtimes
 from consumer.adapters.runtimes.kinds import KINDS
-from consumer.bench.broker import Broker, create_topics, fill_topic, given_broker, kafka_broker
+from consumer.bench.broker import Broker, fill_topic, given_broker, kafka_broker, run_topics
 from consumer.bench.children import Asked, asked
 from consumer.bench.kafka_jars import KAFKA_VERSION, KafkaUnavailable, find_java
 from consumer.bench.names import TopicNames
 from consumer.bench.results import Plan
-from consumer.bench.service_run import run_backlog, running_service
+from consumer.bench.service_run import look_interval_s, run_backlog, running_service
 from consumer.bench.session import Told
 from consumer.bench.usage import broker_process, check_extra
 from consumer.bench.workload import Workload, make_workload, records
@@ -471,33 +471,30 @@ class _Confirm:
             root = str(workload.folder.resolve())
             self._overrides["stores.file.roots"], roots = f'["{root}"]', {"stores.file.roots": [root]}
         self._settings = load_with_sources(settings_file, {**broker.overrides, **roots})[0]
-        self._topics = Topics(client_properties(self._settings.kafka, "admin"))
 
     def gain(self, best: Setup, present: Setup) -> Gain:
         """Of the one over the other."""
         parts = [f"{number}-{which}" for number in range(self._rounds) for which in ("best", "present")]
-        topics = [self._names.images, self._names.letters, *map(self._names.output, parts)]
-        create_topics(self._settings.kafka, dict.fromkeys(topics, self._settings.topics.partitions))
-        try:
+        names = [self._names.images, self._names.letters, *map(self._names.output, parts)]
+        topics_of_run = dict.fromkeys(names, self._settings.topics.partitions)
+        groups = [self._names.group(part) for part in parts]
+        with run_topics(self._settings.kafka, self._broker, topics_of_run, groups) as topics:
             self._fill()
             numbers = {0: 0, 1: 0}
 
             def look(at: Point) -> float:
                 which = at[0]
                 number, numbers[which] = numbers[which], numbers[which] + 1
-                return self._run(f"{number}-{('best', 'present')[which]}", (best, present)[which])
+                return self._run(topics, f"{number}-{('best', 'present')[which]}", (best, present)[which])
 
             return compare((0,), (1,), look, rounds=self._rounds, may_go_on=lambda: True)
-        finally:
-            if self._broker.kind == "given":
-                self._topics.delete(topics, [self._names.group(part) for part in parts])
 
     def _fill(self) -> None:
         messages = records(self._workload.folder, self._workload.megapixels, self._plan.form, self._count)
         with self._told.counting("filling the topic", self._count) as tell:
             fill_topic(self._settings.kafka, self._names.images, messages, tell=tell)
 
-    def _run(self, part: str, setup: Setup) -> float:
+    def _run(self, topics: Topics, part: str, setup: Setup) -> float:
         names = self._names.of_service(part, input_topic=self._names.images)
         values = {name: str(value) for name, value in setup.values.items()}
         overrides = {"model.streams": "0", **self._overrides, **values, "model.autotune": "false"}
@@ -507,12 +504,12 @@ class _Confirm:
         ):
             return run_backlog(
                 service,
-                self._topics,
+                topics,
                 names,
                 count=self._count,
                 in_flight=self._settings.pipeline.max_in_flight_messages,
                 broker_pid=self._broker.pid,
-                interval_s=min(0.33, max(0.03, self._count / self._rate / 25)),
+                interval_s=look_interval_s(self._count, self._rate),
                 tell=tell,
             ).window.rate
 

@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from consumer.adapters.bench_clients import Record, open_loop
+from consumer.bench import broker as bench_broker
 from consumer.bench import session
 from consumer.bench.broker import create_topics
 from consumer.bench.kafka_jars import KafkaUnavailable, fetch_jars, find_java
@@ -209,7 +210,7 @@ def test_topics_of_which_only_some_can_be_made_are_gone_again(
         assert _left_at(kafka)[0] == list(topics)[:1]
         raise CommandRefused("no more topics", remedy="")
 
-    monkeypatch.setattr(session, "create_topics", only_the_first)
+    monkeypatch.setattr(bench_broker, "create_topics", only_the_first)
     settings = environment(tmp_path)["OUZEL_SETTINGS"]
     plan = Plan(megapixels=0.1, sizes=(), bootstrap_servers=kafka.bootstrap_servers)
     with pytest.raises(CommandRefused, match="no more topics"):
