@@ -274,7 +274,7 @@ class Flow:
         if self._model_thread.is_alive() and not self._stuck:
             self._model_thread.join(timeout=_JOIN_S)
         for pool in (self._fetch_pool, self._decode_pool):
-            pool.close(timeout_s=_LET_GO_S)
+            pool.join(_LET_GO_S)
         self._servings.close()
 
     # --- parse ------------------------------------------------------------------------------------------------------

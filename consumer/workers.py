@@ -31,11 +31,14 @@ class Workers:
         """Do this when a thread is free. Any thread; never blocks. After `close` nothing more is begun."""
         self._work.put((work, args))
 
-    def close(self, *, timeout_s: float = 0.0) -> None:
-        """Begin nothing more, and wait so long for what is under way, all threads together. Idempotent."""
+    def close(self) -> None:
+        """Begin nothing more. Waits for nothing. Idempotent."""
         self._closed = True
         for _ in self._threads:
             self._work.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        """After `close`: wait so long for what is under way, all threads together."""
         deadline_s = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))

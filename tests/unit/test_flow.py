@@ -687,7 +687,8 @@ def test_closing_with_records_that_have_not_begun_ends_every_thread(rig: Rig) ->
     rig.runtime.gate.clear()
     rig.submit(b"1|2|3")
     assert rig.runtime.running.wait(5)
-    rig.flow._decode_pool.close(timeout_s=10)
+    rig.flow._decode_pool.close()
+    rig.flow._decode_pool.join(10)
     rig.flow._closed = True
     rig.runtime.gate.set()
     rig.flow.close()

@@ -13,7 +13,8 @@ def test_work_is_begun_in_the_order_of_its_coming() -> None:
         workers.submit(done.append, number)
     workers.submit(ended.set)
     assert ended.wait(10)
-    workers.close(timeout_s=10)
+    workers.close()
+    workers.join(10)
     assert done == list(range(100))
 
 
@@ -23,7 +24,8 @@ def test_so_many_threads_work_side_by_side() -> None:
     workers.submit(met.wait, 10)
     workers.submit(met.wait, 10)
     met.wait(10)  # broken, and so an error, if one waited for the other
-    workers.close(timeout_s=10)
+    workers.close()
+    workers.join(10)
 
 
 def test_what_escapes_from_work_costs_no_thread() -> None:
@@ -36,7 +38,8 @@ def test_what_escapes_from_work_costs_no_thread() -> None:
     workers.submit(fails)
     workers.submit(done.set)
     assert done.wait(10)
-    workers.close(timeout_s=10)
+    workers.close()
+    workers.join(10)
 
 
 def test_what_has_not_begun_when_it_closes_never_begins() -> None:
@@ -55,6 +58,7 @@ def test_what_has_not_begun_when_it_closes_never_begins() -> None:
     workers.close()
     workers.submit(done.append, "after the close")
     go_on.set()
-    workers.close(timeout_s=10)
+    workers.close()
+    workers.join(10)
     assert done == ["under way"]
     assert "test_0" not in {thread.name for thread in threading.enumerate()}
