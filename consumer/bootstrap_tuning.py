@@ -270,9 +270,9 @@ def workload() -> list[bytes]:
 
 def _kind(runtime: str) -> tuple[bool, bool]:
     """Whether it has streams, and whether its threads stay."""
-    from consumer.adapters.runtimes.kinds import KINDS
+    from consumer.adapters.runtimes.kinds import find_kind
 
-    kind = next((kind for kind in KINDS if kind.name == runtime), None)
+    kind = find_kind(runtime)
     return (False, True) if kind is None else (kind.has_streams, kind.threads_stay)
 
 
@@ -347,9 +347,9 @@ def _key(settings: Settings, digest: str, runtime: str, left: Mapping[str, int])
     from consumer.adapters.cpu_flags import cpu_flags, cpu_name
     from consumer.adapters.runtimes.choose import version_of
     from consumer.adapters.runtimes.compiled_cache import key_of
-    from consumer.adapters.runtimes.kinds import KINDS
+    from consumer.adapters.runtimes.kinds import find_kind
 
-    kind = next((kind for kind in KINDS if kind.name == runtime), None)
+    kind = find_kind(runtime)
     return key_of(
         {
             "recipe": _RECIPE,

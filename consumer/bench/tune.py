@@ -22,7 +22,7 @@ from consumer import bootstrap_model, bootstrap_tuning
 from consumer.adapters.bench_clients import Topics
 from consumer.adapters.kafka_admin import KafkaAdmin
 from consumer.adapters.runtimes.choose import agreeing_runtimes
-from consumer.adapters.runtimes.kinds import KINDS
+from consumer.adapters.runtimes.kinds import find_kind
 from consumer.bench.broker import Broker, fill_topic, given_broker, kafka_broker, run_topics
 from consumer.bench.children import Asked, asked
 from consumer.bench.kafka_jars import KAFKA_VERSION, KafkaUnavailable, find_java
@@ -193,7 +193,7 @@ def _runtimes(settings: Settings, told: Told) -> tuple[list[str], list[str], str
 
 def _kind(runtime: str) -> tuple[bool, bool]:
     """Whether it has streams, and whether a process cannot change its threads."""
-    kind = next((kind for kind in KINDS if kind.name == runtime), None)
+    kind = find_kind(runtime)
     return (False, False) if kind is None else (kind.has_streams, kind.threads_stay)
 
 

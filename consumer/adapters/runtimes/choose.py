@@ -138,8 +138,8 @@ def agreeing_runtimes(
         return [fit[0].name], []
     tried = _try_all(fit, package, threads=threads, device=device, batch_size=batch_size, cache=cache, rounds=0)
     reference, agreeing = _agreeing(tried, package.spec.format)
-    passed_over = _reasons(tried, reference, reference, batch_size)[1:]
-    return [each.kind.name for each in agreeing], [said for said in passed_over if said.startswith("not ")]
+    passed_over = [_why_not(each, reference) for each in tried if each is not reference]
+    return [each.kind.name for each in agreeing], [said for said in passed_over if said is not None]
 
 
 def _reasons(tried: Sequence[Tried], chosen: Tried, reference: Tried, batch_size: int) -> list[str]:
@@ -147,15 +147,17 @@ def _reasons(tried: Sequence[Tried], chosen: Tried, reference: Tried, batch_size
     for each in tried:
         if each is chosen:
             continue
-        if each.failed is not None:
-            said.append(f"not {each.kind.title}: {each.failed}")
-        elif (difference := _difference(each, reference)) > TOLERANCE:
-            said.append(
-                f"not {each.kind.title}: its scores differ from those of {reference.kind.title} by {difference:.2g}"
-            )
-        else:
-            said.append(f"{each.kind.title}: {each.images_per_s:.0f}")
+        said.append(_why_not(each, reference) or f"{each.kind.title}: {each.images_per_s:.0f}")
     return said
+
+
+def _why_not(each: Tried, reference: Tried) -> str | None:
+    """Why it is passed over, for people; None where it is not."""
+    if each.failed is not None:
+        return f"not {each.kind.title}: {each.failed}"
+    if (difference := _difference(each, reference)) > TOLERANCE:
+        return f"not {each.kind.title}: its scores differ from those of {reference.kind.title} by {difference:.2g}"
+    return None
 
 
 def _reference(ran: Sequence[Tried], native: str) -> Tried:

@@ -85,9 +85,14 @@ NATIVE: Mapping[ModelFormat, str] = {
 """The runtime that a format is the own one of: its scores are right, and of a quantised file nobody else's are."""
 
 
+def find_kind(name: str) -> Kind | None:
+    """Of `model.runtime`; None for a name that is none, such as the null runtime's."""
+    return next((kind for kind in KINDS if kind.name == name), None)
+
+
 def kind_of(name: str) -> Kind:
     """Of `model.runtime`. Raises CannotRun for a name that is none."""
-    found = next((kind for kind in KINDS if kind.name == name), None)
+    found = find_kind(name)
     if found is None:
         raise CannotRun(f"there is no runtime {name!r}", remedy=f"there are {', '.join(kind.name for kind in KINDS)}")
     return found
