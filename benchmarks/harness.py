@@ -21,6 +21,8 @@ from tests.processes import free_port
 ROOT = Path(__file__).resolve().parent.parent
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 PARTITIONS = 4
+_ANY_PARTITION = -1
+"""librdkafka's RD_KAFKA_PARTITION_UA: it chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +130,30 @@ def replica(
                 process.wait()
 
 
-def fill(node: KafkaBroker, topic: str, values: Sequence[bytes], count: int) -> None:
-    """Put `count` messages on a topic, the values in turn."""
+def fill(
+    node: KafkaBroker,
+    topic: str,
+    values: Sequence[bytes],
+    count: int,
+    *,
+    mark: str = "image",
+    headers: Mapping[str, str] | None = None,
+    in_turn: bool = False,
+) -> None:
+    """Put `count` messages on a topic, the values in turn, with `mark` and the number as the key; `in_turn`: on each
+    partition in turn, whatever the key. Raises RuntimeError where they are not all there."""
+    sent: dict[str, str | bytes | None] = dict(headers or {})
     producer = Producer({"bootstrap.servers": node.bootstrap_servers, "linger.ms": 5, "message.max.bytes": 2**24})
     for number in range(count):
         while True:
             try:
-                producer.produce(topic, value=values[number % len(values)], key=f"image-{number}".encode())
+                producer.produce(
+                    topic,
+                    value=values[number % len(values)],
+                    key=f"{mark}-{number}".encode(),
+                    headers=sent,
+                    partition=number % PARTITIONS if in_turn else _ANY_PARTITION,
+                )
                 break
             except BufferError:
                 producer.poll(0.1)

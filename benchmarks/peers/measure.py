@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
+from benchmarks import harness
 from benchmarks.harness import MAX_MESSAGE_BYTES, PARTITIONS, ROOT, replica
 from benchmarks.peers import environments
 from benchmarks.peers.peers import PEERS, Peer
@@ -194,24 +195,10 @@ def fill(
     node: KafkaBroker, topic: str, messages: Sequence[bytes], count: int, *, mark: str, headers: Mapping[str, str]
 ) -> None:
     """Put `count` messages on a topic, in turn on each partition, with `mark` before the number as the key."""
-    producer = Producer(node.client_properties(linger_ms=5, message_max_bytes=2**24))
-    sent: dict[str, str | bytes | None] = dict(headers)
-    for number in range(count):
-        while True:
-            try:
-                producer.produce(
-                    topic,
-                    value=messages[number % len(messages)],
-                    key=f"{mark}-{number}".encode(),
-                    headers=sent,
-                    partition=number % PARTITIONS,
-                )
-                break
-            except BufferError:
-                producer.poll(0.1)
-        producer.poll(0)
-    if producer.flush(120):
-        raise PeerError(f"{topic} was not filled")
+    try:
+        harness.fill(node, topic, messages, count, mark=mark, headers=headers, in_turn=True)
+    except RuntimeError as error:
+        raise PeerError(str(error)) from error
 
 
 def read_all(node: KafkaBroker, topic: str) -> dict[str, list[bytes]]:

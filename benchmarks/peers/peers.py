@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -117,35 +117,25 @@ _MLSERVER_PROCESSES: list[dict[str, Any]] = [
     {"workers": 2, "threads": 1},
 ]
 
+_MLSERVER_KAFKA = Peer(
+    name="mlserver-kafka",
+    title="MLServer, Kafka",
+    environment="mlserver",
+    script="mlserver_server.py",
+    door="kafka",
+    packages=("mlserver", "aiokafka"),
+    body=inference_request,
+    content_type="application/json",
+    path="/v2/models/labeler/infer",
+    ready="/v2/models/labeler/ready",
+    processes=_MLSERVER_PROCESSES,
+)
+
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(
-            name="mlserver-kafka",
-            title="MLServer, Kafka",
-            environment="mlserver",
-            script="mlserver_server.py",
-            door="kafka",
-            packages=("mlserver", "aiokafka"),
-            body=inference_request,
-            content_type="application/json",
-            path="/v2/models/labeler/infer",
-            ready="/v2/models/labeler/ready",
-            processes=_MLSERVER_PROCESSES,
-        ),
-        Peer(
-            name="mlserver-http",
-            title="MLServer, HTTP",
-            environment="mlserver",
-            script="mlserver_server.py",
-            door="http",
-            packages=("mlserver",),
-            body=inference_request,
-            content_type="application/json",
-            path="/v2/models/labeler/infer",
-            ready="/v2/models/labeler/ready",
-            processes=_MLSERVER_PROCESSES,
-        ),
+        _MLSERVER_KAFKA,
+        replace(_MLSERVER_KAFKA, name="mlserver-http", title="MLServer, HTTP", door="http", packages=("mlserver",)),
         Peer(
             name="litserve",
             title="LitServe, HTTP",
