@@ -23,7 +23,12 @@ from consumer.errors import SettingsError, TopicMissing
 from consumer.extras import missing
 from consumer.flow import Flow
 from consumer.health import Health
-from consumer.kafka_properties import consumer_properties, producer_properties, service_properties
+from consumer.kafka_properties import (
+    consumer_properties,
+    producer_properties,
+    service_properties,
+    transactional_properties,
+)
 from consumer.memory import available_bytes
 from consumer.messages import Outcome, Partition
 from consumer.metrics import Metrics
@@ -37,6 +42,7 @@ from consumer.ports import (
     MessageSource,
     RecordDecoder,
     ResultSink,
+    Transactions,
 )
 from consumer.roofline_meter import calibrate
 from consumer.settings import Settings
@@ -77,6 +83,10 @@ class Ports:
     stores: Sequence[ImageStore]
     model: Model
     encoder: EventEncoder = field(default_factory=JsonEncoder)
+    transactions: Transactions | None = None
+    """What commits offsets together with the sink's records; None where the source does, after them."""
+    shadow_sink: ResultSink | None = None
+    """For what is no part of any promise, where the sink's records are; None where the sink takes it too."""
 
 
 # --- the flow -------------------------------------------------------------------------------------------------------
@@ -318,19 +328,37 @@ def open_ports(
     *,
     tell_ends: bool = False,
 ) -> Ports:
-    """The real adapters. Connects to nothing yet."""
+    """The real adapters. Connects to nothing yet, but for the transactions' producer."""
     from consumer.adapters.kafka.sink import KafkaSink
     from consumer.adapters.kafka.source import KafkaSource
 
     kafka, clock = settings.kafka, SystemClock()
     hostname = socket.gethostname()
+    source = KafkaSource(consumer_properties(kafka, hostname, tell_ends=tell_ends), kafka.input_topics, clock=clock)
+    stores = build_stores(settings)
+    encoder = encoder or JsonEncoder()
+    if settings.delivery.guarantee != "exactly_once":
+        sink = KafkaSink(producer_properties(kafka, hostname), clock=clock)
+        return Ports(source=source, sink=sink, view=view, stores=stores, model=model, encoder=encoder)
+    from consumer.adapters.kafka.transactional_sink import TransactionalSink
+
+    transaction = settings.transaction
+    transactional = TransactionalSink(
+        transactional_properties(kafka, transaction, hostname),
+        group_metadata=source.group_metadata,
+        shared_id=bool(transaction.id),
+        clock=clock,
+    )
+    plain = KafkaSink(producer_properties(kafka, hostname), clock=clock) if settings.swap.shadow_topic else None
     return Ports(
-        source=KafkaSource(consumer_properties(kafka, hostname, tell_ends=tell_ends), kafka.input_topics, clock=clock),
-        sink=KafkaSink(producer_properties(kafka, hostname), clock=clock),
+        source=source,
+        sink=transactional,
         view=view,
-        stores=build_stores(settings),
+        stores=stores,
         model=model,
-        encoder=encoder or JsonEncoder(),
+        encoder=encoder,
+        transactions=transactional,
+        shadow_sink=plain,
     )
 
 
@@ -392,6 +420,7 @@ class Service:
             rules=_rules(settings, ignore_earlier_trips=resume),
             parts=parts,
             on_progress=on_progress,
+            transactions=ports.transactions,
         )
         self.publisher = Publisher(
             ports.sink,
@@ -403,6 +432,7 @@ class Service:
             redo_backoff_s=settings.retry.initial_backoff_ms / 1000,
             on_settled=self.pipeline.settled,
             on_crash=self.pipeline.crashed,
+            on_broken=None if ports.transactions is None else self.pipeline.broken,
         )
         hand_off = HandOff(budget)
         self.flow = build_flow(
@@ -415,7 +445,9 @@ class Service:
             on_crash=self.pipeline.crashed,
             hand_off=hand_off,
         )
-        self._shadow = ShadowEvents(ports.sink, context, topic=settings.swap.shadow_topic, clock=clock)
+        self._shadow = ShadowEvents(
+            ports.shadow_sink or ports.sink, context, topic=settings.swap.shadow_topic, clock=clock
+        )
         self._swapper: Swapper | None = None
         if read_settings is not None:
             watch = SourceWatch(settings, read_settings)
@@ -460,6 +492,8 @@ class Service:
             self.flow.close()
             self.publisher.close()
             unconfirmed = self._ports.sink.close(_FLUSH_S) - self._shadow.under_way
+            if self._ports.shadow_sink is not None:
+                self._ports.shadow_sink.close(_FLUSH_S)
             if unconfirmed > 0:
                 logger.warning("{} records are not confirmed: their messages will be delivered again", unconfirmed)
             self._ports.view.close()
@@ -521,6 +555,11 @@ def _context(settings: Settings, view: GroupView, encoder: EventEncoder) -> Even
     )
 
 
+def _commit_interval_ms(settings: Settings) -> int:
+    exactly_once = settings.delivery.guarantee == "exactly_once"
+    return settings.transaction.max_ms if exactly_once else settings.commit.interval_ms
+
+
 def _rules(settings: Settings, *, ignore_earlier_trips: bool) -> Rules:
     kafka = settings.kafka
     properties = consumer_properties(kafka, "")
@@ -529,7 +568,7 @@ def _rules(settings: Settings, *, ignore_earlier_trips: bool) -> Rules:
     if kafka.start not in ("earliest", "latest"):
         start = rfc3339_ms(kafka.start)
     return Rules(
-        commit_interval_s=settings.commit.interval_ms / 1000,
+        commit_interval_s=_commit_interval_ms(settings) / 1000,
         drain_timeout_s=min(settings.drain.timeout_ms, max_poll_interval_ms / 2) / 1000,
         metadata_interval_s=kafka.metadata_interval_ms / 1000,
         topic_gone_s=kafka.topic_gone_ms / 1000,

@@ -24,7 +24,8 @@ OuzelError
 │   ├── SchemaUnavailable   the schema registry that does not give the schema of a message for now
 │   ├── SchemaNotLoaded     the schema of a message that has to be asked for first
 │   ├── ModelsUnavailable   the registry of models that does not answer for now
-│   └── OutputUnavailable   the output topic that cannot be written for now
+│   ├── OutputUnavailable   the output topic that cannot be written for now
+│   └── TransactionBroken   the open transaction cannot be committed: all of it is done again
 └── Fatal                   the process ends: own exit code, a remedy, nothing committed past it
     ├── SettingsError       2
     ├── ModelError          3   absent, unreadable, or not one we can run
@@ -51,6 +52,7 @@ OuzelError
     ├── SandboxFailed      14   no child process can be started to decode suspects in
     ├── RangeUnfinished    15   `run --from` that was stopped; the same command goes on
     ├── BucketFailed       16   a bucket or inventory that `send` cannot read to its end
+    ├── TransactionFenced  18   another replica uses this transactional.id
     └── CommandRefused      1   a command that cannot, or must not, do what it was asked
 """
 
@@ -184,6 +186,11 @@ class ModelsUnavailable(Retryable):
 
 class OutputUnavailable(Retryable):
     """The output topic cannot be written for now."""
+
+
+class TransactionBroken(Retryable):
+    """A record of the open transaction was not written, so that all of it can only be undone. Its cause, if any, is
+    what a plain producer would have told of that record."""
 
 
 class Fatal(OuzelError):
@@ -327,6 +334,12 @@ class BucketFailed(Fatal):
     """A bucket or an inventory that cannot be listed, or not to its end; what was sent is noted."""
 
     exit_code = 16
+
+
+class TransactionFenced(Fatal):
+    """Another producer uses our `transactional.id`, and each of us fences the other."""
+
+    exit_code = 18
 
 
 class DeadLetterLimit(Fatal):

@@ -5,11 +5,12 @@ properties. `refusals` is asked when settings are loaded, so nothing in the tabl
 """
 
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 from consumer.librdkafka_names import NAMES
-from consumer.settings_tables import KafkaSettings, Property, RawProperties
+from consumer.settings_tables import KafkaSettings, Property, RawProperties, TransactionSettings
 
 Role = Literal["consumer", "producer", "admin"]
 
@@ -260,6 +261,19 @@ def producer_properties(kafka: KafkaSettings, hostname: str = "") -> RawProperti
         "queue.buffering.max.kbytes": max(64 * 1024, 4 * _largest_record_bytes(kafka) // 1024),
     }
     return _merged(kafka, "producer", defaults, _producer_promises(kafka))
+
+
+def transactional_properties(kafka: KafkaSettings, transaction: TransactionSettings, hostname: str) -> RawProperties:
+    """The producer of label events, dead letters and offsets in one. Without `transaction.id` it has an id that nobody
+    had before: what a predecessor left open then ends by its own time-out."""
+    own_id = transaction.id.replace("{hostname}", hostname)
+    return {
+        **producer_properties(kafka, hostname),
+        "transactional.id": own_id or f"ouzel-{kafka.group_id}-{uuid.uuid4()}",
+        "transaction.timeout.ms": transaction.timeout_ms,
+        # librdkafka wants it within the transaction's time. Past that the transaction is undone and done again.
+        "message.timeout.ms": transaction.timeout_ms,
+    }
 
 
 def _producer_promises(kafka: KafkaSettings) -> RawProperties:

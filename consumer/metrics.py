@@ -73,6 +73,9 @@ class Metrics:
         )
         self._retries = Counter("ouzel_retries", "Attempts after the first one.", ["stage"], registry=own)
         self._rebalances = Counter("ouzel_rebalances", "Changes of the partitions that are ours.", registry=own)
+        self._transactions_undone = Counter(
+            "ouzel_transactions_undone", "Transactions whose work was done again.", registry=own
+        )
         self._lost = Counter(
             "ouzel_offsets_lost", "Messages that retention removed before they were read.", registry=own
         )
@@ -183,6 +186,10 @@ class Metrics:
     def rebalance(self) -> None:
         """Partitions came or went."""
         self._rebalances.inc()
+
+    def transaction_undone(self) -> None:
+        """One more."""
+        self._transactions_undone.inc()
 
     def offsets_lost(self, messages: int) -> None:
         """So many messages were removed by retention before they were read."""

@@ -173,6 +173,10 @@ class Observer:
         """The group moved partitions."""
         self.metrics.rebalance()
 
+    def transaction_undone(self) -> None:
+        """A transaction was undone: what it held is done again."""
+        self.metrics.transaction_undone()
+
     def committed(self, result: CommitResult) -> None:
         """The broker's answer to a commit."""
         if result.committed:

@@ -7,18 +7,34 @@ one inbox. The one place where it waits is a revoke: the partitions are gone whe
 
 import math
 import queue
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from loguru import logger
 
-from consumer.errors import BrokerUnreachable, DeadLetterLimit, Family, RecordsLost, Retryable, TopicMissing
+from consumer.errors import (
+    BrokerUnreachable,
+    DeadLetterLimit,
+    Family,
+    RecordsLost,
+    Retryable,
+    TopicMissing,
+    TransactionBroken,
+)
 from consumer.flow import Flow
 from consumer.messages import CommitPoint, Delivery, Lease, LeaseState, Partition
 from consumer.observer import Observer
-from consumer.ports import Clock, GroupView, MessageSource, OffsetLost, TopicFacts
+from consumer.ports import (
+    Clock,
+    GroupView,
+    MessageSource,
+    OffsetCommitter,
+    OffsetLost,
+    TopicFacts,
+    Transactions,
+)
 from consumer.stages.commit import PartitionLedger
 from consumer.stages.dead_letter_limit import DeadLetterLimit as Limit
 from consumer.stages.dead_letter_limit import Trip
@@ -34,8 +50,10 @@ _POLL_S = 0.1
 _DRAIN_STEP_S = 0.02
 _MESSAGES_A_TURN = 200
 _ASK_AGAIN_S = 1.0
-_POLL_FOR_MARKS_S = 0.005  # an answer is read after a poll, and partitions wait for it
+_POLL_FOR_ANSWER_S = 0.005  # an answer is read after a poll, and partitions wait for it
+_POLL_IN_TRANSACTION_S = 0.01  # readers wait for its end, and its last record may be in any moment
 _MARK_AGAIN_S = 0.1
+_LAST_TRANSACTION_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +83,30 @@ class _Crash:
 
 
 @dataclass(frozen=True, slots=True)
+class _Broken:
+    error: TransactionBroken
+
+
+@dataclass(frozen=True, slots=True)
 class _Answer:
     """What a question brought; `then` runs in the owner's thread."""
 
     then: Callable[[], None]
+
+
+@dataclass(slots=True)
+class _Ending:
+    """Where the end of a transaction stands."""
+
+    sealing: bool = False
+    """Whether the publisher is asked to rest."""
+    to_commit: bool = False
+    """Whether it rests for a commit that has not been sent."""
+    undoing: bool = False
+    undone: set[Partition] = field(default_factory=set)
+    """Partitions that go on from what is committed, once it is certain what that is."""
+    ours: set[Partition] = field(default_factory=set)
+    """Of those that begin, the ones that were ours before."""
 
 
 class Pipeline:
@@ -87,9 +125,13 @@ class Pipeline:
         rules: Rules,
         parts: Mapping[Partition, RangePart] | None = None,
         on_progress: Callable[[Progress], None] = lambda _progress: None,
+        transactions: Transactions | None = None,
     ) -> None:
-        """With `parts` only that range is labelled, and `run` returns when the whole group is through with it."""
+        """With `parts` only that range is labelled, and `run` returns when the whole group is through with it. With
+        `transactions` offsets are committed by them, together with the records that answer; else by the source."""
         self._source = source
+        self._transactions = transactions
+        self._committer: OffsetCommitter = source if transactions is None else transactions
         self._view = view
         self._intake = intake
         self._budget = budget
@@ -104,7 +146,7 @@ class Pipeline:
         """Whether the range is labelled and committed to its end, by all replicas together."""
         self._flow: Flow
         self._publisher: Publisher
-        self._inbox: queue.SimpleQueue[Settled | _Crash | _Answer] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Settled | _Crash | _Broken | _Answer] = queue.SimpleQueue()
         self._questions = ThreadPoolExecutor(1, thread_name_prefix="questions")
         self._ledgers: dict[Partition, PartitionLedger] = {}
         self._pending: dict[Partition, Lease] = {}
@@ -125,6 +167,12 @@ class Pipeline:
         self._metadata_at_s = 0.0
         self._deferred: list[_Answer] = []
         self._sent_points: dict[Partition, CommitPoint] = {}
+        self._ending = _Ending()
+        self._in_callback = False
+        self._ending.undone: set[Partition] = set()
+        """Partitions that go on from what is committed, once it is certain what that is."""
+        self._ending.ours: set[Partition] = set()
+        """Of those that begin, the ones that were ours before."""
         self._closing = False
         # Plain flags: a signal handler runs in the owner's thread, which may be inside the lock of an Event.
         self._stop = False
@@ -162,6 +210,10 @@ class Pipeline:
         """A thread cannot go on."""
         self._inbox.put(_Crash(error))
 
+    def broken(self, error: TransactionBroken) -> None:
+        """The open transaction can only be undone."""
+        self._inbox.put(_Broken(error))
+
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self, flow: Flow, publisher: Publisher) -> None:
@@ -177,6 +229,9 @@ class Pipeline:
             while not self._stop and not self.finished:
                 self._turn()
             self._shut_down()
+        except BaseException:
+            self._save_transaction()
+            raise
         finally:
             self._close()
 
@@ -191,6 +246,8 @@ class Pipeline:
         self._ask_progress()
         self._heed_limit()
         self._commit_when_due()
+        self._go_on_after_transaction()
+        self._start_marked()
         self._observer.turned(self.turned_s, backlog=self._behind and not self.holding, waited_s=self._waited_s)
 
     # --- messages ---------------------------------------------------------------------------------------------------
@@ -201,7 +258,7 @@ class Pipeline:
             self._wait_for_room()
         if not self._has_room() and len(self._paused) < len(self._ledgers):
             return  # a poll would hand over a message; if this lasts, the partitions pause and polls are safe
-        timeout_s = _POLL_FOR_MARKS_S if self._unmarked else _POLL_S
+        timeout_s = self._poll_s()
         polled_s = self._clock.monotonic_s() if self._few else None
         for _ in range(_MESSAGES_A_TURN):
             try:
@@ -224,10 +281,17 @@ class Pipeline:
     def _has_room(self) -> bool:
         return self._intake.room(self._in_flight(), self._budget.used_bytes)
 
+    def _poll_s(self) -> float:
+        if self._unmarked or self._ending.sealing:
+            return _POLL_FOR_ANSWER_S
+        if self._transactions is not None and (self._in_flight() or self._transactions.unresolved):
+            return _POLL_IN_TRANSACTION_S
+        return _POLL_S
+
     def _wait_for_room(self) -> None:
         """Until something is settled, at most one poll's time."""
         try:
-            self._accept(self._inbox.get(timeout=_POLL_S))
+            self._accept(self._inbox.get(timeout=self._poll_s()))
         except queue.Empty:
             return
         self._read_inbox()
@@ -268,7 +332,7 @@ class Pipeline:
                 return
             self._accept(item)
 
-    def _accept(self, item: Settled | _Crash | _Answer) -> None:
+    def _accept(self, item: Settled | _Crash | _Broken | _Answer) -> None:
         if isinstance(item, Settled):
             delivery = item.delivery
             self._budget.release(delivery)
@@ -277,6 +341,8 @@ class Pipeline:
                 ledger.finish(delivery)  # a late result of an old lease is not on these books
         elif isinstance(item, _Answer):
             item.then()
+        elif isinstance(item, _Broken):
+            self._undo(str(item.error))
         else:
             raise item.error
 
@@ -354,6 +420,8 @@ class Pipeline:
 
     def _begin_pending(self) -> None:
         """Send the question where partitions begin, for those whose time has come."""
+        if self._transactions is not None and self._transactions.unresolved:
+            return
         now_s = self._clock.monotonic_s()
         due = [partition for partition, at_s in self._ask_at_s.items() if at_s <= now_s]
         if due:
@@ -366,9 +434,10 @@ class Pipeline:
         leases = {partition: self._pending[partition] for partition in partitions}
         for partition in partitions:
             self._ask_at_s.pop(partition, None)
+        ours = self._ending.ours.intersection(partitions)
 
         def ask() -> Mapping[Partition, StartPoint]:
-            return self._find_starts(list(leases), positions={}, recreated=recreated)
+            return self._find_starts(list(leases), positions={}, recreated=recreated, ours=ours)
 
         def failed() -> None:
             for partition, lease in leases.items():
@@ -378,7 +447,12 @@ class Pipeline:
         self._ask(ask, lambda points: self._begin(leases, points), failed)
 
     def _find_starts(
-        self, partitions: Sequence[Partition], *, positions: Mapping[Partition, int], recreated: bool
+        self,
+        partitions: Sequence[Partition],
+        *,
+        positions: Mapping[Partition, int],
+        recreated: bool,
+        ours: Collection[Partition] = (),
     ) -> Mapping[Partition, StartPoint]:
         """In the questions' thread."""
         return find_starts(
@@ -388,6 +462,7 @@ class Pipeline:
             positions=positions,
             recreated=recreated,
             known_ids=self._topic_ids,
+            ours=ours,
         )
 
     def _begin(self, leases: Mapping[Partition, Lease], points: Mapping[Partition, StartPoint]) -> None:
@@ -404,6 +479,7 @@ class Pipeline:
             if point.lost is not None:
                 self._report_lost(partition, point.lost)
             self._pending.pop(partition)
+            self._ending.ours.discard(partition)
             lease.topic_id = self._topic_ids[partition.topic] = point.topic_id
             self._honour_trip(partition, point)
             note = replace(point.note, trip=None) if self._rules.ignore_earlier_trips else point.note
@@ -425,6 +501,8 @@ class Pipeline:
 
     def _start_marked(self) -> None:
         """Read from where the mark is at the broker: no message may end us that the next owner would not suspect."""
+        if self._in_callback:
+            return  # a callback must not start partitions; the next turn does
         for partition in list(self._unmarked):
             ledger = self._ledgers[partition]
             committed = ledger.committed
@@ -481,8 +559,11 @@ class Pipeline:
             elif point.topic_id != ledger.lease.topic_id:
                 self._begin_anew([partition])
             elif point.offset < ledger.next_offset:  # the log was cut short: these offsets come again, as new messages
-                self._end([partition])
-                self._await_start(partition)
+                if self._transactions is not None:
+                    self._undo(f"the log of {partition} was cut short")
+                else:
+                    self._end([partition])
+                    self._await_start(partition)
             else:
                 self._go_on(ledger, point)
 
@@ -541,6 +622,9 @@ class Pipeline:
         logger.error("topic made anew under {}: its old work is discarded", ", ".join(map(str, partitions)))
         if self._parts is not None:
             raise _range_gone(partitions[0].topic)
+        if self._transactions is not None:
+            self._undo("a topic was made anew")  # what goes on finds that by the topic's id
+            return
         self._end(partitions)
         for partition in partitions:
             self._await_start(partition)
@@ -597,9 +681,19 @@ class Pipeline:
     def _commit_when_due(self) -> None:
         self._read_commit_result()
         now_s = self._clock.monotonic_s()
-        if now_s >= self._commit_at_s and not self._source.commit_under_way:
-            self._commit_at_s = now_s + self._rules.commit_interval_s
-            self._commit(self._ledgers.values())
+        if not self._commit_is_due(now_s) or self._committer.commit_under_way:
+            return
+        if self._transactions is not None and not self._all_is_sealed(self._transactions):
+            return
+        self._commit_at_s = now_s + self._rules.commit_interval_s
+        self._commit(self._ledgers.values())
+
+    def _commit_is_due(self, now_s: float) -> bool:
+        if now_s >= self._commit_at_s or self._ending.sealing:
+            return True
+        # Readers wait for a transaction's end, so one with nothing to wait for ends at once.
+        done = self._transactions is not None and not self._in_flight()
+        return done and any(ledger.ahead for ledger in self._ledgers.values() if not self._is_unmarked(ledger))
 
     def _commit(self, ledgers: Iterable[PartitionLedger]) -> dict[Partition, CommitPoint]:
         points: dict[Partition, CommitPoint] = {}
@@ -615,13 +709,15 @@ class Pipeline:
         if points:
             self._sent_points = points
             self._commit_sent_s = self._clock.monotonic_s()
-            self._source.commit(points)
+            self._committer.commit(points)
         return points
 
     def _read_commit_result(self) -> None:
-        result = self._source.commit_result()
+        result = self._committer.commit_result()
         if result is None:
             return
+        if result.undone:
+            self._undo(result.undone)
         for partition, point in result.committed.items():
             if partition in self._ledgers:
                 self._ledgers[partition].committed_to(point)
@@ -631,10 +727,109 @@ class Pipeline:
         self._observer.committed(result)
         self._observer.stage_seconds("commit", self._clock.monotonic_s() - self._commit_sent_s)
 
+    # --- transactions -----------------------------------------------------------------------------------------------
+
+    def _is_unmarked(self, ledger: PartitionLedger) -> bool:
+        return ledger.lease.partition in self._unmarked
+
+    def _all_is_sealed(self, transactions: Transactions) -> bool:
+        """Whether the open transaction holds what the ledgers say is finished, no more and no less; else sees to it."""
+        if transactions.unresolved:
+            return False
+        self._ending.to_commit = True
+        if not self._ending.sealing:
+            self._ending.sealing = True
+            self._publisher.seal()
+        if not self._publisher.sealed:
+            return False
+        self._read_settled()
+        if transactions.unresolved:  # what was read said that it is broken
+            return False
+        self._ending.to_commit = False
+        return True
+
+    def _go_on_after_transaction(self) -> None:
+        """Publish again once a transaction has ended, either way; after one that was undone begin anew."""
+        transactions = self._transactions
+        if transactions is None or not self._ending.sealing or self._ending.to_commit or not self._publisher.sealed:
+            return
+        if transactions.unresolved or transactions.commit_under_way:
+            return
+        self._ending.sealing = False
+        self._publisher.unseal()
+        self._ending.undoing = False
+        undone, self._ending.undone = self._ending.undone, set()
+        for partition in undone:
+            self._await_start(partition)
+        self._ending.ours.update(undone)
+
+    def _undo(self, why: str) -> None:
+        """Nothing since the last commit holds. Fence while nothing is published, so that no record of what is given up
+        enters another transaction; then every partition goes on from what is committed, and does this work again."""
+        if self._transactions is None or self._ending.undoing:
+            return
+        self._ending.undoing = True
+        self._ending.to_commit = False
+        logger.warning("the transaction is undone: {}", why)
+        self._observer.transaction_undone()
+        self._ending.sealing = True
+        self._publisher.halt()
+        partitions = list(self._ledgers)
+        self._source.pause(partitions)
+        self._end(partitions)
+        self._ending.undone.update(partitions)
+        self._transactions.undo()
+
+    def _go_on_while_draining(self) -> None:
+        """A transaction that is about to end ends first: what the drain waits for goes into the next."""
+        if self._transactions is not None:
+            self._ending.to_commit = False
+            self._read_commit_result()
+            self._go_on_after_transaction()
+
+    def _end_transaction(self, transactions: Transactions, deadline_s: float) -> None:
+        """Commit what is finished of all partitions, and see it land, before some of them go away; else undo it."""
+        committed = not transactions.commit_under_way or self._sees_committed(self._sent_points, deadline_s)
+        if committed and not transactions.unresolved:
+            committed = self._all_is_sealed(transactions) or (
+                self._publisher.wait_sealed(self._left_s(deadline_s)) and self._all_is_sealed(transactions)
+            )
+        if committed and not transactions.unresolved:
+            points = self._commit(self._ledgers.values())
+            committed = not points or self._sees_committed(points, deadline_s)
+        if not committed:
+            self._undo("it did not end before partitions went away")
+
+    def _save_transaction(self) -> None:
+        """The loop ends in an error: what is finished is committed all the same, if that needs nothing but a moment."""
+        transactions = self._transactions
+        if transactions is None or self._ending.undoing or transactions.unresolved or transactions.commit_under_way:
+            return
+        try:
+            deadline_s = self._clock.monotonic_s() + _LAST_TRANSACTION_S
+            if self._all_is_sealed(transactions) or (
+                self._publisher.wait_sealed(_LAST_TRANSACTION_S) and self._all_is_sealed(transactions)
+            ):
+                self._sees_committed(self._commit(self._ledgers.values()), deadline_s)
+        except Exception as error:
+            logger.warning("the last transaction is given up, its images will be labelled again: {}", error)
+
+    def _sees_committed(self, points: Mapping[Partition, CommitPoint], deadline_s: float) -> bool:
+        landed = self._committer.confirm_commit(points, self._left_s(deadline_s))
+        self._read_commit_result()
+        return landed
+
     # --- rebalance --------------------------------------------------------------------------------------------------
 
     def on_revoked(self, partitions: Sequence[Partition]) -> None:
         """Forget what has not begun, finish what has, commit, then fence. The group waits for this to return."""
+        self._in_callback = True
+        try:
+            self._give_up(partitions)
+        finally:
+            self._in_callback = False
+
+    def _give_up(self, partitions: Sequence[Partition]) -> None:
         self._observer.rebalanced()
         ledgers = [self._ledgers[partition] for partition in partitions if partition in self._ledgers]
         if ledgers:
@@ -644,26 +839,32 @@ class Pipeline:
             self._drain(ledgers, deadline_s, wait=self._wait_for_inbox)
         self._clear_marks(ledgers)
         self._last_commit(ledgers, deadline_s)
-        self._end(partitions)
+        self._end(partitions)  # before the publisher goes on: it must find these ended
 
     def on_lost(self, partitions: Sequence[Partition]) -> None:
         """Another member may have them already: discard, commit nothing."""
         self._observer.rebalanced()
         logger.warning("lost {}", ", ".join(map(str, sorted(partitions))))
+        if any(partition in self._ledgers for partition in partitions):
+            self._undo("partitions were lost")
         self._end(partitions)
 
     def _last_commit(self, ledgers: Sequence[PartitionLedger], deadline_s: float) -> None:
         """Commit what is finished of partitions that go away, and see it land."""
+        if self._transactions is not None:
+            if not self._closing:
+                self._end_transaction(self._transactions, deadline_s)
+            return
         if self._closing:
             self._commit(ledgers)  # no answer can be had in `close`, but it is sent before the group is left
             return
         # An older commit that is still under way could land after this one, and take the group back.
-        older = self._sent_points if self._source.commit_under_way else {}
-        if not self._source.confirm_commit(older, self._left_s(deadline_s)):
+        older = self._sent_points if self._committer.commit_under_way else {}
+        if not self._committer.confirm_commit(older, self._left_s(deadline_s)):
             logger.warning("an earlier commit is not answered: the next owner may repeat some images")
             return
         points = self._commit(ledgers)
-        if not self._source.confirm_commit(points, self._left_s(deadline_s)):
+        if not self._committer.confirm_commit(points, self._left_s(deadline_s)):
             logger.warning("the last commit is not confirmed: the next owner may repeat some images")
 
     def _left_s(self, deadline_s: float) -> float:
@@ -676,6 +877,7 @@ class Pipeline:
             self._flow.abandon_ended()  # also what came back from its store meanwhile
             waits = any(self._must_finish(delivery) for ledger in ledgers for delivery in ledger.unfinished())
             self._read_settled()  # what was finished before we looked
+            self._go_on_while_draining()
             if not waits:
                 return
             if self._clock.monotonic_s() >= deadline_s:
@@ -707,7 +909,7 @@ class Pipeline:
                 return
             self._accept_or_defer(item)
 
-    def _accept_or_defer(self, item: Settled | _Crash | _Answer) -> None:
+    def _accept_or_defer(self, item: Settled | _Crash | _Broken | _Answer) -> None:
         if isinstance(item, _Answer):
             self._deferred.append(item)  # it may start partitions, which a revoke callback must not
         else:
@@ -720,6 +922,8 @@ class Pipeline:
             self._probations.discard(partition)
             self._unmarked.discard(partition)
             self._suspects.pop(partition, None)
+            self._ending.undone.discard(partition)
+            self._ending.ours.discard(partition)
             self._observer.lag_gone(partition)
             for waiting in (self._pending, self._ask_at_s, self._lost_at_s):
                 waiting.pop(partition, None)
@@ -740,11 +944,14 @@ class Pipeline:
         deadline_s = self._clock.monotonic_s() + self._rules.drain_timeout_s
         self._drain(list(self._ledgers.values()), deadline_s, wait=self._poll_while_stopping)
         self._clear_marks(self._ledgers.values())
+        if self._transactions is not None:
+            self._end_transaction(self._transactions, deadline_s)
+            return
         sent = False
         while self._clock.monotonic_s() < deadline_s:
             self._poll_while_stopping()
             self._read_commit_result()
-            if self._source.commit_under_way:
+            if self._committer.commit_under_way:
                 continue
             if sent or not self._commit(self._ledgers.values()):
                 return

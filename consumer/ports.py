@@ -71,9 +71,49 @@ class CommitResult:
 
     committed: Mapping[Partition, CommitPoint]
     errors: Mapping[Partition, str]
+    undone: str = ""
+    """Why nothing since the last commit holds, neither offsets nor records; empty where it does (`Transactions`)."""
 
 
-class MessageSource(Protocol):
+class OffsetCommitter(Protocol):
+    """Where the group's progress is noted. For the thread that owns the source."""
+
+    def commit(self, points: Mapping[Partition, CommitPoint]) -> None:
+        """Send a commit. Returns at once; its answer comes by `commit_result`. Never more than one under way."""
+        ...
+
+    @property
+    def commit_under_way(self) -> bool:
+        """Whether a commit was sent whose answer has not come."""
+        ...
+
+    def commit_result(self) -> CommitResult | None:
+        """The answer that came since the last call, if one came. May raise Fatal."""
+        ...
+
+    def confirm_commit(self, points: Mapping[Partition, CommitPoint], timeout_s: float) -> bool:
+        """Whether the group's committed offsets are these (or beyond), waiting up to `timeout_s`. For drains."""
+        ...
+
+
+class Transactions(OffsetCommitter, Protocol):
+    """A committer whose commits also end the transaction that the sink's records went into: both hold, or neither.
+
+    Commit only while no record is under way and none is published (`Publisher.seal`).
+    """
+
+    @property
+    def unresolved(self) -> bool:
+        """Whether it is not known yet that the last transaction is settled for good, at the start that of an earlier
+        producer of our name. Until then committed offsets mean nothing, and no partition may begin."""
+        ...
+
+    def undo(self) -> None:
+        """Give up what is open. Returns at once; `unresolved` until it is done, however long the brokers are away."""
+        ...
+
+
+class MessageSource(OffsetCommitter, Protocol):
     """A consumer group's member. Every method is called from one thread, the owner's, and none of them blocks on a
     broker for longer than it says."""
 
@@ -112,23 +152,6 @@ class MessageSource(Protocol):
 
     def lag(self) -> Mapping[Partition, int]:
         """Messages between the position and the last stable offset of each partition, as last known. Never asks."""
-        ...
-
-    def commit(self, points: Mapping[Partition, CommitPoint]) -> None:
-        """Send a commit. Returns at once; its answer comes by `commit_result`. Never more than one under way."""
-        ...
-
-    @property
-    def commit_under_way(self) -> bool:
-        """Whether a commit was sent whose answer has not come."""
-        ...
-
-    def commit_result(self) -> CommitResult | None:
-        """The answer that came since the last call, if one came."""
-        ...
-
-    def confirm_commit(self, points: Mapping[Partition, CommitPoint], timeout_s: float) -> bool:
-        """Whether the group's committed offsets are these (or beyond), waiting up to `timeout_s`. For drains."""
         ...
 
     def close(self) -> None:

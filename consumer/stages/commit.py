@@ -63,6 +63,11 @@ class PartitionLedger:
         """The end of the finished prefix, in the order of delivery."""
         return self._finished_to
 
+    @property
+    def ahead(self) -> bool:
+        """Whether more is finished than the broker knows of."""
+        return self._committed is None or self._finished_to > self._committed.offset
+
     def unfinished(self) -> list[Delivery]:
         """What is in flight, in the order of delivery."""
         return [taken.delivery for taken in self._open if taken.delivery is not None and not taken.finished]

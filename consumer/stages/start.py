@@ -11,7 +11,7 @@ What the next owner must know travels in the offset commit's metadata, as a smal
 is relabelled (`stages/relabel.py`), that is also where the range ends.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,6 +138,7 @@ def find_starts(
     positions: Mapping[Partition, int],
     recreated: bool,
     known_ids: Mapping[str, str],
+    ours: Collection[Partition] = (),
 ) -> dict[Partition, StartPoint]:
     """Ask the cluster, and decide for each partition. Partitions whose topic is away are left out.
 
@@ -149,6 +150,7 @@ def find_starts(
         recreated: the topics were made anew: what is known of the old ones counts for nothing.
         known_ids: the topics' ids when we last began one of their partitions. The group's offsets may have gone away
             with a topic, and then nothing else tells one made anew from one that is new to the group.
+        ours: partitions that were ours all the while: that their mark is set is no sign of an end.
     """
     topics = view.topics(sorted({partition.topic for partition in partitions}))
     there = [p for p in partitions if p.topic in topics and p.number < topics[p.topic].partitions]
@@ -175,7 +177,8 @@ def find_starts(
         position = positions.get(partition, found.offset if found is not None else None)
         if position is not None and not anew:
             point = _go_on(found, position, note, log)
-            left_behind = in_hand and partition not in positions and point.offset < log.latest
+            alive = partition in positions or partition in ours
+            left_behind = in_hand and not alive and point.offset < log.latest
             points[partition] = replace(point, suspects=(log.latest, in_hand)) if left_behind else point
         elif anew or start == "earliest":
             points[partition] = StartPoint(log.earliest, log.facts.topic_id, None, note)

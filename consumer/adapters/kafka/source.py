@@ -255,6 +255,15 @@ class KafkaSource:
             for partition, point in points.items()
         )
 
+    def group_metadata(self) -> Any:
+        """Who we are in the group now, and of which generation: offsets that a transaction commits are refused from a
+        member of an older one (KIP-447). Any thread.
+
+        Raises:
+            RuntimeError: the group was left.
+        """
+        return self._consumer.consumer_group_metadata()
+
     def _on_commit(self, error: KafkaError | None, results: list[TopicPartition]) -> None:
         sent = self._sent.popleft() if self._sent else {}
         errors: dict[Partition, str] = {}

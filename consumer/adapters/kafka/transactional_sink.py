@@ -1,0 +1,374 @@
+"""Label events, dead letters and offsets in one transaction, on librdkafka.
+
+Records go out by `publish`, as from `KafkaSink`; the first one opens a transaction. What ends it blocks, so it has a
+thread of its own. Three things can come of it: it is committed; it is aborted; or nobody knows, and then the producer
+is discarded and a new one of the same `transactional.id` settles it: `init_transactions` fences the old one off,
+completes what was prepared and aborts the rest. Only then do the group's committed offsets say what holds.
+"""
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from loguru import logger
+
+from consumer.adapters.kafka.translate import authentication_error, delivery_error
+from consumer.errors import EventTooLarge, Fatal, NotAuthorized, TransactionBroken, TransactionFenced
+from consumer.log import rate_limited
+from consumer.messages import CommitPoint, OutputRecord, Partition
+from consumer.ports import Clock, CommitResult
+
+Done = Callable[[Exception | None], None]
+
+_CALL_S = 5.0
+"""For one call into librdkafka; it is repeated where that is allowed."""
+_END_S = 30.0
+"""For all calls that end one transaction; past it nobody knows how it ended."""
+_TRY_AGAIN_S = 0.5
+_MOST_FENCED = 10
+_FENCED_WINDOW_S = 600.0
+_FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
+_NOT_AUTHORIZED = frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
+_GROUP_NOT_AUTHORIZED = frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED})
+
+
+class _MustAbort(Exception):
+    """The transaction failed as a whole, and that is certain."""
+
+
+class _Unknown(Exception):
+    """Nobody knows how it ended, or this producer is of no more use."""
+
+
+class TransactionalSink:
+    """See `ports.ResultSink` and `ports.Transactions`. `properties` are librdkafka's, complete. `publish` is called by
+    one thread, the committer's methods by another."""
+
+    def __init__(
+        self, properties: Mapping[str, Any], *, group_metadata: Callable[[], Any], shared_id: bool, clock: Clock
+    ) -> None:
+        """`group_metadata` tells who we are in the group (KIP-447). With `shared_id` the `transactional.id` is one that
+        another replica may have been given by mistake: being fenced again and again is then an error."""
+        self._properties = dict(properties)
+        self._group_metadata = group_metadata
+        self._shared_id = shared_id
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._overflow: deque[tuple[OutputRecord, Done]] = deque()
+        self._open = False
+        """Whether a transaction is; begun by the first record or by the commit of offsets alone."""
+        self._broken: Exception | None = None
+        self._number = 0
+        """Of the transaction: what is reported of an older one's records says nothing of this."""
+        self._answer: CommitResult | None = None
+        self._failure: Fatal | None = None
+        self._busy = False
+        self._unresolved = True
+        self._undos_asked = 0  # written by the owner alone
+        self._undos_done = 0  # written by the transactions' thread alone
+        self._changed = threading.Condition()
+        self._fenced_s: deque[float] = deque()
+        self._log_in_refused: NotAuthorized | None = None
+        self._closing = threading.Event()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work.put(self._introduce)
+        self._producer = self._new_producer()
+        self._reports = threading.Thread(target=self._serve_reports, name="delivery-reports", daemon=True)
+        self._reports.start()
+        self._thread = threading.Thread(target=self._run, name="transactions", daemon=True)
+        self._thread.start()
+
+    # --- records ----------------------------------------------------------------------------------------------------
+
+    def publish(self, record: OutputRecord, done: Done) -> None:
+        """See the port. `TransactionBroken` stands for all that a plain sink would report, but for a record that is too
+        large for our own producer: that one never entered the transaction."""
+        with self._lock:
+            if self._broken is None and not self._open:
+                self._begin()
+            if self._broken is not None:
+                done(_broken(self._broken))
+            elif self._overflow or not self._produce(record, done):
+                self._overflow.append((record, done))
+
+    def close(self, timeout_s: float) -> int:
+        """See the port. What is open is aborted: readers would wait for its time-out."""
+        left = 0
+        if not self._closing.is_set():
+            self._closing.set()
+            self._work.put(None)
+            self._thread.join(timeout=timeout_s)
+            left = len(self._producer) + len(self._overflow)
+            if self._open and not self._thread.is_alive():
+                self._abort_at_close(timeout_s)
+        self._reports.join(timeout=5)
+        return left
+
+    def _abort_at_close(self, timeout_s: float) -> None:
+        try:
+            self._producer.purge()
+            self._producer.abort_transaction(timeout_s)
+        except KafkaException as error:
+            logger.warning("the last transaction is not aborted, readers wait until it times out: {}", error)
+
+    def _begin(self) -> None:
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as error:
+            self._broken = error
+        else:
+            self._open = True
+
+    def _produce(self, record: OutputRecord, done: Done) -> bool:
+        """False where librdkafka's queue is full: the record waits its turn."""
+        try:
+            self._producer.produce(
+                record.topic,
+                value=record.value,
+                key=record.key,
+                headers=list(record.headers),
+                on_delivery=self._reporter(record.topic, done),
+            )
+        except BufferError:
+            return False
+        except KafkaException as error:
+            told = delivery_error(error.args[0], record.topic)
+            if isinstance(told, EventTooLarge):
+                done(told)
+            else:
+                self._broken = told
+                done(_broken(told))
+        return True
+
+    def _reporter(self, topic: str, done: Done) -> Callable[[KafkaError | None, Message], None]:
+        number = self._number
+
+        def report(error: KafkaError | None, _message: Message) -> None:
+            try:
+                if error is None:
+                    done(None)
+                    return
+                told = delivery_error(error, topic)
+                if number == self._number:
+                    self._broken = self._broken or told
+                done(_broken(told))
+            except Exception as failure:  # nothing may escape a callback
+                logger.opt(exception=failure).error("a delivery report could not be handled")
+
+        return report
+
+    def _serve_reports(self) -> None:
+        while not (self._closing.is_set() and not self._thread.is_alive()):
+            self._producer.poll(0.1)
+            if self._overflow:
+                with self._lock:
+                    while self._overflow and self._produce(*self._overflow[0]):
+                        self._overflow.popleft()
+
+    # --- for the owner ----------------------------------------------------------------------------------------------
+
+    def commit(self, points: Mapping[Partition, CommitPoint]) -> None:
+        """See the port."""
+        self._busy = True
+        self._work.put(lambda: self._end(points))
+
+    @property
+    def commit_under_way(self) -> bool:
+        """See the port. Until its answer has been read."""
+        return self._busy or self._answer is not None
+
+    def commit_result(self) -> CommitResult | None:
+        """See the port.
+
+        Raises:
+            TransactionFenced, NotAuthorized: nothing can be committed any more.
+        """
+        if self._failure is not None:
+            raise self._failure
+        answer, self._answer = self._answer, None
+        return answer
+
+    def confirm_commit(self, points: Mapping[Partition, CommitPoint], timeout_s: float) -> bool:  # noqa: ARG002
+        """See the port. It holds, or holds not, as a whole."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._busy, timeout_s):
+                return False
+        return self._answer is None or not self._answer.undone
+
+    @property
+    def unresolved(self) -> bool:
+        """See the port."""
+        return self._unresolved or self._undos_done != self._undos_asked
+
+    def undo(self) -> None:
+        """See the port."""
+        self._undos_asked += 1
+        self._work.put(self._give_up)
+
+    # --- the thread of transactions ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            work = self._work.get()
+            if work is None:
+                return
+            try:
+                work()
+            except Fatal as error:
+                self._failure = error
+            except Exception as error:
+                logger.opt(exception=error).error("a transaction failed")
+                self._failure = Fatal(f"transactions cannot go on: {error}", remedy="start the replica again")
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _end(self, points: Mapping[Partition, CommitPoint]) -> None:
+        undone = ""
+        try:
+            self._must_be_open()
+            offsets = [TopicPartition(*partition, point.offset, point.metadata) for partition, point in points.items()]
+            self._retrying(lambda: self._producer.send_offsets_to_transaction(offsets, self._me(), _CALL_S))
+            self._retrying(lambda: self._producer.commit_transaction(_CALL_S))
+        except _MustAbort as error:
+            undone = str(error)
+            self._unresolved = True
+            self._abort()
+        except _Unknown as error:
+            undone = str(error)
+            self._unresolved = True
+            self._recover()
+        else:
+            self._settled()
+        self._answer = CommitResult({} if undone else dict(points), {}, undone=undone)
+
+    def _must_be_open(self) -> None:
+        with self._lock:
+            if not self._open and self._broken is None:
+                self._begin()  # there are offsets alone to commit
+            if self._broken is not None:
+                raise _MustAbort(str(self._broken))
+
+    def _me(self) -> Any:
+        try:
+            return self._group_metadata()
+        except RuntimeError as error:
+            raise _MustAbort(f"the group was left: {error}") from error
+
+    def _give_up(self) -> None:
+        if self._open or self._broken is not None:
+            self._abort()
+        self._undos_done += 1
+
+    def _abort(self) -> None:
+        if not self._open:  # none could be begun: the producer is of no more use
+            self._recover()
+            return
+        try:
+            with self._lock:
+                self._overflow.clear()
+            # A report of this transaction may else be taken for the next one's: librdkafka#4849.
+            self._producer.flush(_CALL_S)
+            self._retrying(lambda: self._producer.abort_transaction(_CALL_S))
+        except (_MustAbort, _Unknown):
+            self._recover()
+        else:
+            self._settled()
+
+    def _recover(self) -> None:
+        """A new producer; all that the older one of its name left open is settled. However long that takes."""
+        self._replace()
+        self._introduce()
+
+    def _introduce(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._retrying(lambda: self._producer.init_transactions(_CALL_S))
+            except (_MustAbort, _Unknown) as error:
+                if self._log_in_refused is not None:
+                    raise self._log_in_refused from error
+                rate_limited("init transactions").warning("waiting for the transaction coordinator: {}", error)
+                self._closing.wait(_TRY_AGAIN_S)
+                self._replace()
+            else:
+                self._settled()
+                return
+
+    def _replace(self) -> None:
+        with self._lock:
+            self._overflow.clear()
+            old, self._producer = self._producer, self._new_producer()
+        old.purge()
+        old.flush(1)
+
+    def _settled(self) -> None:
+        self._number += 1
+        self._open = False
+        self._broken = None
+        self._unresolved = False
+
+    def _retrying(self, call: Callable[[], object]) -> None:
+        """Call, and again while librdkafka says that the same call may be repeated.
+
+        Raises:
+            _MustAbort, _Unknown, TransactionFenced, NotAuthorized.
+        """
+        deadline_s = self._clock.monotonic_s() + _END_S
+        while True:
+            try:
+                call()
+            except KafkaException as error:
+                found: KafkaError = error.args[0]
+                if not found.retriable() or self._clock.monotonic_s() >= deadline_s or self._closing.is_set():
+                    raise self._classified(found) from error
+                self._closing.wait(0.02)
+            else:
+                return
+
+    def _classified(self, error: KafkaError) -> Exception:
+        if error.code() in _FENCED:
+            return self._fenced(error)
+        if error.code() in _NOT_AUTHORIZED:
+            return NotAuthorized(
+                f"the broker refuses transactions of {self._properties['transactional.id']}: {error.str()}",
+                remedy="Write and Describe on it are needed; `ouzel topics acls` prints the commands",
+            )
+        if error.code() in _GROUP_NOT_AUTHORIZED:
+            return NotAuthorized(
+                f"the broker refuses the group's offsets: {error.str()}",
+                remedy="Read on the group is needed; `ouzel doctor` shows which right is missing",
+            )
+        if error.txn_requires_abort():
+            return _MustAbort(error.str())
+        return _Unknown(error.str())
+
+    def _fenced(self, error: KafkaError) -> Exception:
+        """By the broker, as we stood still for longer than the transaction may, or by another replica of our name."""
+        now_s = self._clock.monotonic_s()
+        self._fenced_s.append(now_s)
+        while self._fenced_s[0] < now_s - _FENCED_WINDOW_S:
+            self._fenced_s.popleft()
+        if self._shared_id and len(self._fenced_s) >= _MOST_FENCED:
+            return TransactionFenced(
+                f"fenced {len(self._fenced_s)} times in ten minutes: another replica uses the transactional.id "
+                f"{self._properties['transactional.id']}",
+                remedy="give each replica its own transaction.id, for example with {hostname}, or leave it empty",
+            )
+        return _Unknown(f"fenced: {error.str()}")
+
+    def _new_producer(self) -> Producer:
+        return Producer({**self._properties, "error_cb": self._on_client_error}, logger=logging.getLogger("kafka"))
+
+    def _on_client_error(self, error: KafkaError) -> None:
+        self._log_in_refused = authentication_error(error) or self._log_in_refused
+        rate_limited(f"producer {error.name()}").bind(code=error.name()).warning("kafka producer: {}", error.str())
+
+
+def _broken(cause: Exception) -> TransactionBroken:
+    broken = TransactionBroken(str(cause))
+    broken.__cause__ = cause
+    return broken
