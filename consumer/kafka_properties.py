@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from consumer.librdkafka_names import NAMES
+from consumer.names import transactional_ids
 from consumer.settings_tables import KafkaSettings, Property, RawProperties, TransactionSettings
 
 Role = Literal["consumer", "producer", "admin"]
@@ -57,7 +58,8 @@ REFUSED: Mapping[str, str] = {
     "enable.auto.offset.store": _OFFSETS,
     "offset.store.method": _OFFSETS,
     "auto.offset.reset": "use kafka.start and kafka.on_offset_lost: librdkafka's own reset skips records in silence",
-    "transactional.id": "records would be written in a transaction that the service never commits; delete it",
+    "transactional.id": 'use transaction.id, with delivery.guarantee = "exactly_once"',
+    "transaction.timeout.ms": "use transaction.timeout_ms",
     "enable.gapless.guarantee": "one record refused for its size would stop all that follow; delete it",
     "delivery.report.only.error": "a success that is not reported is an offset that is never committed; delete it",
     "enable.partition.eof": "lag is a metric, and an end of partition is no message; delete it",
@@ -267,9 +269,10 @@ def transactional_properties(kafka: KafkaSettings, transaction: TransactionSetti
     """The producer of label events, dead letters and offsets in one. Without `transaction.id` it has an id that nobody
     had before: what a predecessor left open then ends by its own time-out."""
     own_id = transaction.id.replace("{hostname}", hostname)
+    any_id = f"{transactional_ids(kafka.group_id, '')}{uuid.uuid4()}"
     return {
         **producer_properties(kafka, hostname),
-        "transactional.id": own_id or f"ouzel-{kafka.group_id}-{uuid.uuid4()}",
+        "transactional.id": own_id or any_id,
         "transaction.timeout.ms": transaction.timeout_ms,
         # librdkafka wants it within the transaction's time. Past that the transaction is undone and done again.
         "message.timeout.ms": transaction.timeout_ms,

@@ -30,6 +30,11 @@ def replay_transactional_id(dead_letter_topic: str) -> str:
     return f"ouzel-dlq-replay-{dead_letter_topic}"
 
 
+def transactional_ids(group_id: str, own: str) -> str:
+    """What the ids of the service's transactional producers begin with; `own` is `transaction.id`."""
+    return own.split("{", 1)[0] if own else f"ouzel-{group_id}-"
+
+
 def is_bucket_pattern(entry: str) -> bool:
     """Whether a store's allow-list takes it: `photos`, `photos-*`, or with a beginning of the key, `photos/2026/`."""
     return re.fullmatch(r"[A-Za-z0-9*][A-Za-z0-9._\-*]{0,222}", entry.partition("/")[0]) is not None

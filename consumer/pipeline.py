@@ -105,6 +105,8 @@ class _Ending:
     undoing: bool = False
     undone: set[Partition] = field(default_factory=set)
     """Partitions that go on from what is committed, once it is certain what that is."""
+    in_callback: bool = False
+    """Whether a revoke waits for it."""
     ours: set[Partition] = field(default_factory=set)
     """Of those that begin, the ones that were ours before."""
 
@@ -158,21 +160,14 @@ class Pipeline:
         self._missing_since_s: dict[str, float] = {}
         self._lag_told: Mapping[Partition, int] = {}
         self._paused: frozenset[Partition] = frozenset()
-        self._behind = False
-        self._few = True
-        self._waited_s = 0.0
+        self._behind, self._few, self._waited_s = False, True, 0.0
         self._epoch = 0
         self._commit_at_s = 0.0
-        self._commit_sent_s = 0.0
         self._metadata_at_s = 0.0
         self._deferred: list[_Answer] = []
-        self._sent_points: dict[Partition, CommitPoint] = {}
+        self._sent: tuple[dict[Partition, CommitPoint], float] = ({}, 0.0)
+        """The commit that was sent last, and the monotonic second when."""
         self._ending = _Ending()
-        self._in_callback = False
-        self._ending.undone: set[Partition] = set()
-        """Partitions that go on from what is committed, once it is certain what that is."""
-        self._ending.ours: set[Partition] = set()
-        """Of those that begin, the ones that were ours before."""
         self._closing = False
         # Plain flags: a signal handler runs in the owner's thread, which may be inside the lock of an Event.
         self._stop = False
@@ -501,7 +496,7 @@ class Pipeline:
 
     def _start_marked(self) -> None:
         """Read from where the mark is at the broker: no message may end us that the next owner would not suspect."""
-        if self._in_callback:
+        if self._ending.in_callback:
             return  # a callback must not start partitions; the next turn does
         for partition in list(self._unmarked):
             ledger = self._ledgers[partition]
@@ -707,8 +702,7 @@ class Pipeline:
             if point is not None:
                 points[partition] = point
         if points:
-            self._sent_points = points
-            self._commit_sent_s = self._clock.monotonic_s()
+            self._sent = points, self._clock.monotonic_s()
             self._committer.commit(points)
         return points
 
@@ -725,7 +719,7 @@ class Pipeline:
         if self._unmarked and result.errors:  # refused in the midst of a rebalance, say, and partitions wait for it
             self._commit_at_s = min(self._commit_at_s, self._clock.monotonic_s() + _MARK_AGAIN_S)
         self._observer.committed(result)
-        self._observer.stage_seconds("commit", self._clock.monotonic_s() - self._commit_sent_s)
+        self._observer.stage_seconds("commit", self._clock.monotonic_s() - self._sent[1])
 
     # --- transactions -----------------------------------------------------------------------------------------------
 
@@ -789,7 +783,7 @@ class Pipeline:
 
     def _end_transaction(self, transactions: Transactions, deadline_s: float) -> None:
         """Commit what is finished of all partitions, and see it land, before some of them go away; else undo it."""
-        committed = not transactions.commit_under_way or self._sees_committed(self._sent_points, deadline_s)
+        committed = not transactions.commit_under_way or self._sees_committed(self._sent[0], deadline_s)
         if committed and not transactions.unresolved:
             committed = self._all_is_sealed(transactions) or (
                 self._publisher.wait_sealed(self._left_s(deadline_s)) and self._all_is_sealed(transactions)
@@ -823,11 +817,11 @@ class Pipeline:
 
     def on_revoked(self, partitions: Sequence[Partition]) -> None:
         """Forget what has not begun, finish what has, commit, then fence. The group waits for this to return."""
-        self._in_callback = True
+        self._ending.in_callback = True
         try:
             self._give_up(partitions)
         finally:
-            self._in_callback = False
+            self._ending.in_callback = False
 
     def _give_up(self, partitions: Sequence[Partition]) -> None:
         self._observer.rebalanced()
@@ -859,7 +853,7 @@ class Pipeline:
             self._commit(ledgers)  # no answer can be had in `close`, but it is sent before the group is left
             return
         # An older commit that is still under way could land after this one, and take the group back.
-        older = self._sent_points if self._committer.commit_under_way else {}
+        older = self._sent[0] if self._committer.commit_under_way else {}
         if not self._committer.confirm_commit(older, self._left_s(deadline_s)):
             logger.warning("an earlier commit is not answered: the next owner may repeat some images")
             return

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from consumer.errors import Fatal, NotAuthorized
-from consumer.names import replay_marker_topic, replay_transactional_id
-from consumer.settings_tables import KafkaSettings
+from consumer.names import replay_marker_topic, replay_transactional_id, transactional_ids
+from consumer.settings_tables import KafkaSettings, Settings, TransactionSettings
 
 Role = Literal["service", "sender", "reader", "operator", "admin"]
 """`ouzel run` · `ouzel send` · `ouzel tail` and `ouzel dlq ls` · `ouzel dlq replay` and `ouzel offsets` ·
@@ -21,6 +21,7 @@ Role = Literal["service", "sender", "reader", "operator", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 Resource = Literal["topic", "group", "transactional-id", "cluster"]
+Pattern = Literal["literal", "prefixed"]
 Operation = Literal["Read", "Write", "Create", "Describe", "DescribeConfigs"]
 
 
@@ -33,13 +34,18 @@ class Right:
     name: str
     """The topic, group or transactional id; of the cluster Kafka's own `kafka-cluster`."""
     why: str
+    pattern: Pattern = "literal"
+    """`prefixed`: on everything whose name begins so."""
 
     def __str__(self) -> str:
         return f"{self.operation} on {'the cluster' if self.resource == 'cluster' else f'{self.resource} {self.name}'}"
 
 
-def rights(kafka: KafkaSettings, role: Role, *, shadow_topic: str = "") -> tuple[Right, ...]:
-    """The least that a role needs with these settings; `shadow_topic` is that of `[swap]`, empty for none."""
+def rights(
+    kafka: KafkaSettings, role: Role, *, shadow_topic: str = "", transactions: TransactionSettings | None = None
+) -> tuple[Right, ...]:
+    """The least that a role needs with these settings; `shadow_topic` is that of `[swap]`, empty for none, and
+    `transactions` are given where the service uses them."""
     found = {
         "service": _service,
         "sender": _sender,
@@ -47,7 +53,12 @@ def rights(kafka: KafkaSettings, role: Role, *, shadow_topic: str = "") -> tuple
         "operator": _operator,
         "admin": _admin,
     }[role](kafka)
-    return tuple(dict.fromkeys([*found, *(_shadow(shadow_topic, role) if shadow_topic else ())]))
+    more = [*(_shadow(shadow_topic, role) if shadow_topic else ())]
+    if transactions is not None and role == "service":
+        begin = transactional_ids(kafka.group_id, transactions.id)
+        pattern: Pattern = "literal" if transactions.id == begin else "prefixed"
+        more.append(Right("Write", "transactional-id", begin, "label events and offsets in one", pattern))
+    return tuple(dict.fromkeys([*found, *more]))
 
 
 def _service(kafka: KafkaSettings) -> Iterator[Right]:
@@ -103,6 +114,11 @@ def _made(topic: str) -> Iterator[Right]:
     yield Right("DescribeConfigs", "topic", topic, "to compare it with the settings")
 
 
+def transactions_of(settings: Settings) -> TransactionSettings | None:
+    """Those of a service that uses transactions."""
+    return settings.transaction if settings.delivery.guarantee == "exactly_once" else None
+
+
 def principal_of(kafka: KafkaSettings) -> str:
     """Who the service is to the broker, as far as its settings tell; `User:...` where only the broker knows."""
     user = kafka.client.get("sasl.username")
@@ -113,9 +129,9 @@ def commands(
     needed: Sequence[Right], principal: str, *, bootstrap_servers: str, host: str = "", command_config: str = ""
 ) -> list[str]:
     """A line of Kafka's kafka-acls.sh for each resource, ready for a shell. `host` is an IP address; empty: any."""
-    by_resource: dict[tuple[Resource, str], list[str]] = {}
+    by_resource: dict[tuple[Resource, str, Pattern], list[str]] = {}
     for right in needed:
-        by_resource.setdefault((right.resource, right.name), []).append(right.operation)
+        by_resource.setdefault((right.resource, right.name, right.pattern), []).append(right.operation)
     start = ["kafka-acls.sh", "--bootstrap-server", bootstrap_servers]
     start += ["--command-config", command_config] if command_config else []
     start += ["--add", "--allow-principal", principal]
@@ -126,9 +142,10 @@ def commands(
                 *start,
                 *(word for operation in operations for word in ("--operation", operation)),
                 *((f"--{resource}",) if resource == "cluster" else (f"--{resource}", name)),
+                *(("--resource-pattern-type", pattern) if pattern != "literal" else ()),
             ]
         )
-        for (resource, name), operations in by_resource.items()
+        for (resource, name, pattern), operations in by_resource.items()
     ]
 
 

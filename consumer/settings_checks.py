@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from consumer.errors import SettingsError
 from consumer.host_names import HostPattern
 from consumer.http_headers import check_header
-from consumer.kafka_properties import HEADROOM_BYTES, LARGEST_MESSAGE_BYTES, refusals
+from consumer.kafka_properties import HEADROOM_BYTES, LARGEST_MESSAGE_BYTES, canonical, refusals
 from consumer.model_reference import DEFAULT, parse_reference
 from consumer.names import is_bucket_pattern, replay_marker_topic
 from consumer.settings_tables import HttpStoreSettings, Settings
@@ -45,6 +45,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
         _schema_registry,
         _bounds,
         _deadlines,
+        _transactions,
     )
     for check in checks:
         yield from check(settings)
@@ -268,6 +269,27 @@ def _bounds(settings: Settings) -> Iterator[Conflict]:
             "is more than retry.max_backoff_ms",
             "lower it, or raise retry.max_backoff_ms",
         )
+
+
+def _transactions(settings: Settings) -> Iterator[Conflict]:
+    transaction, kafka = settings.transaction, settings.kafka
+    if 2 * transaction.max_ms > transaction.timeout_ms:
+        yield Conflict(
+            ("transaction.max_ms", "transaction.timeout_ms"),
+            f"a transaction of {transaction.max_ms} ms would often be given up by the broker after "
+            f"{transaction.timeout_ms} ms, and its images labelled again",
+            "lower it, or raise transaction.timeout_ms to at least twice it",
+        )
+    if settings.delivery.guarantee != "exactly_once":
+        return
+    for table in ("client", "producer"):
+        for name in getattr(kafka, table):
+            if canonical(name) == "message.timeout.ms":
+                yield Conflict(
+                    (f"kafka.{table}.{name}",),
+                    "a record has as long as its transaction, where delivery.guarantee is exactly_once",
+                    "delete it; transaction.timeout_ms is that time",
+                )
 
 
 def _deadlines(settings: Settings) -> Iterator[Conflict]:

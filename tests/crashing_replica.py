@@ -8,6 +8,8 @@ OUZEL_TEST_CRASH_AT=point:count    SIGKILL at the count-th passing of
     delivered       the broker has acknowledged a record, and nobody was told yet
     before-commit   an offset commit is about to be sent
     after-commit    an offset commit was sent
+    offsets-sent    a transaction has its offsets, and is not committed
+    ended           a transaction is committed, and nobody was told yet
 OUZEL_TEST_SLOW_MODEL_S=seconds    each batch takes so much longer
 OUZEL_TEST_FREEZE_OWNER=count:seconds   the thread that owns the consumer stands still once, at its count-th message
 OUZEL_TEST_HANG_MODEL=count        the model's count-th batch never comes back
@@ -24,6 +26,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from confluent_kafka import Producer
+
+from consumer.adapters.kafka import transactional_sink
 from consumer.bootstrap import Ports
 from consumer.errors import Fatal
 from consumer.messages import CommitPoint, Delivery, OpenedImage, Partition
@@ -123,12 +128,18 @@ def with_crash_points(ports: Ports) -> Ports:
     if os.environ.get("OUZEL_TEST_BUG") == "commit-taken":
         source = _committing_what_was_taken(source)
     commit = after(before(source.commit, at("before-commit")), at("after-commit"))
+    transactions: Any = ports.transactions
+    if transactions is not None:
+        ends = after(before(transactions.commit, at("before-commit")), at("after-commit"))
+        transactions = Wrapped(transactions, commit=ends)
+        _in_transactions.append(crash)
     decoder, runtime = ports.model.decoder, ports.model.runtime
     wrapped: Any = Wrapped
     return replace(
         ports,
         source=wrapped(source, commit=commit, poll=_freezing(source.poll)),
         sink=wrapped(ports.sink, publish=publish),
+        transactions=transactions,
         stores=[wrapped(store, fetch=after(store.fetch, at("fetched"))) for store in ports.stores],
         model=replace(
             ports.model,
@@ -136,6 +147,21 @@ def with_crash_points(ports: Ports) -> Ports:
             runtime=wrapped(runtime, infer=infer),
         ),
     )
+
+
+_in_transactions: list[CrashPoint] = []
+
+
+class CrashingProducer(Producer):
+    """With the points that lie within a transaction's end."""
+
+    def commit_transaction(self, *timeout: float) -> None:
+        """See there."""
+        for crash in _in_transactions:
+            crash.passed("offsets-sent")
+        super().commit_transaction(*timeout)
+        for crash in _in_transactions:
+            crash.passed("ended")
 
 
 def _committing_what_was_taken(source: Any) -> Any:
@@ -176,6 +202,7 @@ def main() -> None:
     """What `ouzel run` does."""
     from consumer.commands._range import range_of
 
+    transactional_sink.Producer = CrashingProducer
     asked = os.environ.get("OUZEL_TEST_RELABEL", "").split()
     relabel = range_of(*asked, now_ms=time.time_ns() // 1_000_000) if asked else None
     try:

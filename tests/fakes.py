@@ -16,6 +16,7 @@ import numpy.typing as npt
 from consumer.errors import (
     BrokerUnreachable,
     DecoderCrashed,
+    EventTooLarge,
     ImageNotFound,
     ImageTooLarge,
     MalformedMessage,
@@ -25,6 +26,7 @@ from consumer.errors import (
     ReferenceRefused,
     SandboxFailed,
     StoreUnavailable,
+    TransactionBroken,
 )
 from consumer.headers import ORIGIN_RECORD_INDEX
 from consumer.messages import (
@@ -614,6 +616,109 @@ class FakeSink:
         with self.changed:
             self.under_way.remove((record, done))
             self.changed.notify_all()
+
+
+class FakeTransactionalSink(FakeSink):
+    """`ports.ResultSink` and `ports.Transactions` on a `FakeCluster`. `written` is what read_committed readers see.
+
+    `ends` decides how the next commits end: `commit`, `abort`, `lost` (nobody knows, and it was aborted) or `landed`
+    (nobody knows, and it was committed). Clear `settling` to keep ends waiting.
+    """
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self.ends: deque[str] = deque()
+        self.settling = threading.Event()
+        self.settling.set()
+        self.in_transaction: list[OutputRecord] = []
+        self.undone: list[list[OutputRecord]] = []
+        """What each transaction held that was not committed."""
+        self._busy = False
+        self._undos = 0
+        self._answer: CommitResult | None = None
+        self._ends_thread = ThreadPoolExecutor(1, thread_name_prefix="fake-transactions")
+        self._broken: Exception | None = None
+
+    def _report(self, record: OutputRecord, done: Done, error: Exception | None) -> None:
+        if error is None and self._broken is None:
+            self.in_transaction.append(record)
+            done(None)
+        elif isinstance(error, EventTooLarge) and error.args[-1:] == ("local",):
+            done(error)
+        else:
+            self._broken = self._broken or error
+            broken = TransactionBroken(str(self._broken))
+            broken.__cause__ = self._broken
+            done(broken)
+        with self.changed:
+            self.under_way.remove((record, done))
+            self.changed.notify_all()
+
+    def commit(self, points: Mapping[Partition, CommitPoint]) -> None:
+        """See the port."""
+        assert not self.under_way, "a commit while records are under way"
+        assert not self._busy
+        self._busy = True
+        self._ends_thread.submit(self._end, dict(points))
+
+    @property
+    def commit_under_way(self) -> bool:
+        """See the port."""
+        return self._busy or self._answer is not None
+
+    def commit_result(self) -> CommitResult | None:
+        """See the port."""
+        answer, self._answer = self._answer, None
+        return answer
+
+    def confirm_commit(self, points: Mapping[Partition, CommitPoint], timeout_s: float) -> bool:
+        """See the port."""
+        del points
+        with self.changed:
+            assert self.changed.wait_for(lambda: not self._busy, timeout_s)
+        return self._answer is None or not self._answer.undone
+
+    @property
+    def unresolved(self) -> bool:
+        """See the port."""
+        return self._undos > 0
+
+    def undo(self) -> None:
+        """See the port."""
+        self._undos += 1
+        self._ends_thread.submit(self._give_up)
+
+    def _end(self, points: dict[Partition, CommitPoint]) -> None:
+        assert self.settling.wait(8)
+        how = self.ends.popleft() if self.ends else "commit"
+        if how in ("commit", "landed"):
+            with self.cluster.changed:
+                for partition, point in points.items():
+                    before = self.cluster.committed.get(partition, CommitPoint(0))
+                    assert point.offset >= before.offset, f"{partition} goes back"
+                self.cluster.committed.update(points)
+                self.cluster.commits.append(points)
+                self.written.extend(self.in_transaction)
+                self.in_transaction.clear()
+                self.cluster.changed.notify_all()
+        else:
+            self._drop()
+        self._answer = CommitResult({}, {}, undone=how) if how != "commit" else CommitResult(points, {})
+        with self.changed:
+            self._busy = False
+            self.changed.notify_all()
+
+    def _give_up(self) -> None:
+        assert self.settling.wait(8)
+        self._drop()
+        self._broken = None
+        self._undos -= 1
+
+    def _drop(self) -> None:
+        if self.in_transaction:
+            self.undone.append(list(self.in_transaction))
+        self.in_transaction.clear()
 
 
 # --- images and models ---------------------------------------------------------------------------------------------

@@ -170,9 +170,10 @@ def _topics(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
 
 
 def _rights(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
-    from consumer.rights import rights
+    from consumer.rights import rights, transactions_of
 
-    for right in rights(settings.kafka, "service", shadow_topic=settings.swap.shadow_topic):
+    transactions = transactions_of(settings)
+    for right in rights(settings.kafka, "service", shadow_topic=settings.swap.shadow_topic, transactions=transactions):
         allowed = _allowed(admin, right)
         if allowed != _ABSENT:
             yield _right(settings, right, allowed)
@@ -187,6 +188,8 @@ def _allowed(admin: "KafkaAdmin", right: "Right") -> frozenset[str] | None:
     try:
         if right.resource == "group":
             return admin.group_allowed(right.name)
+        if right.resource == "transactional-id":
+            return None
         facts = admin.topics([right.name])[right.name]
     except NotAuthorized as error:
         if not error.denied:

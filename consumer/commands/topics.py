@@ -115,13 +115,13 @@ def acls(
         ouzel topics acls --principal User:ouzel --command-config admin.properties | sh
     """
     from consumer.console import print_json, print_table, settings_from
-    from consumer.rights import commands, rights
+    from consumer.rights import commands, rights, transactions_of
 
     if ":" not in principal:
         raise typer.BadParameter(f"{principal!r} has no type; did you mean User:{principal}?", param_hint="--principal")
     settings = settings_from(ctx)
     kafka = settings.kafka
-    needed = rights(kafka, role.value, shadow_topic=settings.swap.shadow_topic)
+    needed = rights(kafka, role.value, shadow_topic=settings.swap.shadow_topic, transactions=transactions_of(settings))
     if output is AclOutput.COMMANDS:
         servers = bootstrap_server or kafka.bootstrap_servers
         for line in commands(needed, principal, bootstrap_servers=servers, host=host, command_config=command_config):
@@ -134,7 +134,7 @@ def acls(
             "operation": right.operation,
             "resource": right.resource,
             "name": right.name,
-            "pattern": "literal",
+            "pattern": right.pattern,
             "why": right.why,
         }
         for right in needed

@@ -45,6 +45,7 @@ from tests.fakes import (
     FakeSandbox,
     FakeSink,
     FakeSource,
+    FakeTransactionalSink,
     fake_parse,
     fake_serving,
 )
@@ -66,13 +67,21 @@ class TurnsSeen(RooflineMeter):
 class Rig:
     """A whole replica over fakes. Two system letters in a row reach the limit; drains have 10 s."""
 
-    def __init__(self, cluster: FakeCluster | None = None, *, relabel: Range | None = None, **rules: Any) -> None:
+    def __init__(
+        self,
+        cluster: FakeCluster | None = None,
+        *,
+        relabel: Range | None = None,
+        transactional: bool = False,
+        **rules: Any,
+    ) -> None:
         self.cluster = cluster or FakeCluster({"images": 2})
         self.progress: list[Progress] = []
         self.clock = FakeClock()
         self.source = FakeSource(self.cluster, clock=self.clock)
         self.view = FakeGroupView(self.cluster)
-        self.sink = FakeSink()
+        self.transactions = FakeTransactionalSink(self.cluster) if transactional else None
+        self.sink = self.transactions or FakeSink()
         self.store = FakeImageStore()
         self.decoder = FakeDecoder()
         self.sandbox = FakeSandbox()
@@ -107,6 +116,7 @@ class Rig:
             rules=Rules(**{**options, **rules}),
             parts=None if relabel is None else fix_range(self.view, ["images"], relabel, group_id="group"),
             on_progress=self.progress.append,
+            transactions=self.transactions,
         )
         self.publisher = Publisher(
             self.sink,
@@ -118,6 +128,7 @@ class Rig:
             redo_backoff_s=0.0,
             on_settled=self.pipeline.settled,
             on_crash=self.pipeline.crashed,
+            on_broken=self.pipeline.broken if transactional else None,
         )
         self.flow = Flow(
             parser=fake_parse,
