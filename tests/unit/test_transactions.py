@@ -1,4 +1,4 @@
-"""The owner's loop with transactions, over fakes: what readers see and what is committed go together, however one ends."""
+"""The owner's loop with transactions, over fakes: what is seen and what is committed go together, however one ends."""
 
 from collections.abc import Callable, Iterator
 
