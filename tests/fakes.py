@@ -23,6 +23,7 @@ from consumer.errors import (
     ModelNotFound,
     ModelsUnavailable,
     NotAnImage,
+    OutputUnavailable,
     ReferenceRefused,
     SandboxFailed,
     StoreUnavailable,
@@ -647,9 +648,9 @@ class FakeTransactionalSink(FakeSink):
         elif isinstance(error, EventTooLarge) and error.args[-1:] == ("local",):
             done(error)
         else:
+            broken = TransactionBroken(str(self._broken or error))
+            broken.__cause__ = error
             self._broken = self._broken or error
-            broken = TransactionBroken(str(self._broken))
-            broken.__cause__ = self._broken
             done(broken)
         with self.changed:
             self.under_way.remove((record, done))
@@ -716,6 +717,8 @@ class FakeTransactionalSink(FakeSink):
         self._undos -= 1
 
     def _drop(self) -> None:
+        while self.held:
+            self.answer(error=OutputUnavailable("purged"))
         if self.in_transaction:
             self.undone.append(list(self.in_transaction))
         self.in_transaction.clear()

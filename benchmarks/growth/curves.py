@@ -3,6 +3,7 @@
 from benchmarks.growth import (
     backlog,
     cold_start,
+    guarantees,
     image_size,
     labels,
     memory,
@@ -15,5 +16,16 @@ from benchmarks.growth.curve import Curve
 
 CURVES: dict[str, Curve] = {
     module.CURVE.name: module.CURVE
-    for module in (image_size, message_size, partitions, replicas, backlog, labels, cold_start, memory, soak)
+    for module in (
+        image_size,
+        message_size,
+        partitions,
+        replicas,
+        guarantees,
+        backlog,
+        labels,
+        cold_start,
+        memory,
+        soak,
+    )
 }

@@ -158,6 +158,7 @@ class Stream:
                 broker_pid=self.broker.pid,
                 interval_s=LOOK_S,
                 tell=tell,
+                by_commits=overrides.get("delivery.guarantee") == "exactly_once",
             )
             self.note_model(service)
         self.topics.delete([names.output_topic, names.dead_letter_topic], [names.group_id])

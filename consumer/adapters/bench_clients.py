@@ -17,9 +17,10 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from consumer.adapters.kafka.committed import CommittedOffsets
 from consumer.adapters.librdkafka import CLIENT_LOG
 from consumer.errors import BrokerUnreachable, OutputRefused, TopicMissing
-from consumer.messages import Headers
+from consumer.messages import Headers, Partition
 
 Properties = Mapping[str, str | int | float | bool]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -79,8 +80,10 @@ class Topics:
     """How long topics are, and an end to them. Cheap to ask."""
 
     def __init__(self, properties: Properties) -> None:
+        self._properties = properties
         self._admin = AdminClient(dict(properties), logger=CLIENT_LOG)
         self._partitions: dict[str, list[TopicPartition]] = {}
+        self._committed: dict[str, CommittedOffsets] = {}
 
     def records(self, topic: str) -> int:
         """The sum of the ends of its partitions: of a fresh topic without transactions, how many records it has.
@@ -95,6 +98,22 @@ class Topics:
             raise BrokerUnreachable(
                 f"the broker does not say how long {topic} is: {error}", remedy="look at the broker's log"
             ) from error
+
+    def committed(self, group_id: str, topic: str) -> int:
+        """The sum of what the group has committed: of a fresh topic without transactions, how many records are done.
+
+        Raises BrokerUnreachable where no answer comes.
+        """
+        known = self._committed.get(group_id)
+        if known is None:
+            known = self._committed[group_id] = CommittedOffsets(self._properties, group_id, logger=CLIENT_LOG)
+        try:
+            found = known.read([Partition(each.topic, each.partition) for each in self._places(topic)], _ANSWER_S)
+        except KafkaException as error:
+            raise BrokerUnreachable(
+                f"the broker does not say what {group_id} has committed: {error}", remedy="look at the broker's log"
+            ) from error
+        return sum(point.offset for point in found.values())
 
     def delete(self, topics: Sequence[str], groups: Sequence[str], *, within_s: float = _ANSWER_S) -> None:
         """Delete these topics and groups, as far as they are there and the broker lets us; all within so long."""

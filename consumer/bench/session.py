@@ -316,6 +316,7 @@ class _Session:
                 broker_pid=self._broker.pid,
                 interval_s=look_interval_s(self._count, self._expected),
                 tell=tell,
+                by_commits=self._settings.delivery.guarantee == "exactly_once",
             )
 
     def _which(self, number: int) -> str:

@@ -511,6 +511,7 @@ class _Confirm:
                 broker_pid=self._broker.pid,
                 interval_s=look_interval_s(self._count, self._rate),
                 tell=tell,
+                by_commits=self._settings.delivery.guarantee == "exactly_once",
             ).window.rate
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from consumer.errors import EventTooLarge, NotAuthorized, OutputUnavailable
+from consumer.errors import DeadLetterLimit, EventTooLarge, NotAuthorized, OutputUnavailable
 from consumer.messages import OutputRecord, Partition
 from tests.fakes import FakeSink, FakeTransactionalSink
 from tests.unit.test_pipeline import A, B, Rig, _nothing_left
@@ -230,7 +230,7 @@ def test_partitions_that_are_lost_take_the_open_transaction_with_them(rig: Held)
 
 
 def test_a_letter_that_is_withheld_holds_back_its_partition_and_no_other(rig: Held) -> None:
-    rig.cluster.send(A, b"missing", b"missing", b"1")  # two in a row reach the limit
+    rig.cluster.send(A, b"fake://images/absent", b"fake://images/absent", b"1")  # two in a row reach the limit
     rig.own(A)
     rig.until(lambda: rig.pipeline.holding, "the limit")
     rig.turns(4)
@@ -246,7 +246,7 @@ def test_an_image_behind_a_withheld_letter_ends_a_probation(rig: Held) -> None:
     rig.limit.put_on_probation(A, "system")
     rig.own(A)
     rig.limit.put_on_probation(A, "system")
-    rig.cluster.send(A, b"missing")
+    rig.cluster.send(A, b"fake://images/absent")
     rig.until(lambda: rig.publisher._withheld != {}, "the letter to be withheld")
     rig.cluster.send(A, b"1")
     rig.until_committed(A, 2)
@@ -282,3 +282,12 @@ def test_shutdown_ends_the_transaction(make_rig: Callable[..., Held]) -> None:
     assert rig.seen(A) == [0, 1, 2]
     assert rig.note(A).in_hand == 0
     rig.assert_as_committed(A)
+
+
+def test_a_process_that_ends_at_the_limit_commits_what_is_done_and_why_it_ended(make_rig: Callable[..., Held]) -> None:
+    rig = make_rig(exit_on_limit=True)
+    rig.cluster.send(A, b"1", b"fake://images/absent", b"fake://images/absent", b"2")
+    rig.done(rig.source.assign(A))
+    assert isinstance(rig.ended(), DeadLetterLimit)
+    assert (rig.committed(A), rig.note(A).trip) == (2, "system")
+    assert rig.seen(A) == [0, 1]

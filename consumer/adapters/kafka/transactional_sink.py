@@ -91,7 +91,7 @@ class TransactionalSink:
             if self._broken is None and not self._open:
                 self._begin()
             if self._broken is not None:
-                done(_broken(self._broken))
+                done(TransactionBroken(str(self._broken)))  # of no record's own
             elif self._overflow or not self._produce(record, done):
                 self._overflow.append((record, done))
 
