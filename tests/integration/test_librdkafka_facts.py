@@ -7,6 +7,7 @@ changing the test. None of them runs our code.
 import contextlib
 import json
 import re
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -617,3 +618,42 @@ def test_the_mock_cluster_has_groups_of_both_protocols_but_does_not_create_topic
         member.poll_until(lambda: bool(member.commits), what="the commit's answer")
         assert member.commits[0][0] is None
         assert member.consumer.committed([TopicPartition(topic, 0)], timeout=5)[0].offset == 10
+
+
+# --- transactions ---------------------------------------------------------------------------------------------------
+
+
+def _transact(kafka: Cluster, topics: Topics, member: bytes | None, offset: int) -> KafkaError | None:
+    """One transaction with an offset of the group, in the name of that member; why it failed, if it did."""
+    producer = Producer(kafka.client_properties(transactional_id=f"{topics.group}-{offset}"))
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    try:
+        producer.send_offsets_to_transaction([TopicPartition(topics.images, 0, offset)], member, 30)
+        producer.commit_transaction(30)
+    except KafkaException as error:
+        producer.abort_transaction(30)
+        refusal: KafkaError = error.args[0]
+        return refusal
+    return None
+
+
+@both_protocols
+def test_offsets_of_a_transaction_are_taken_from_a_member_refused_from_an_old_one_and_taken_from_nobody(
+    kafka: Cluster, make_topics: MakeTopics, protocol: Protocol
+) -> None:
+    topics = make_topics(partitions=1)
+    send(kafka, topics.images, numbered(3))
+    with Member(kafka, [topics.images], group=topics.group, protocol=protocol) as member:
+        nobody: bytes = member.consumer.consumer_group_metadata()
+        assert struct.unpack_from("=7si", nobody) == (b"CGMDv2:", -1)
+        member.poll_until(lambda: member.assigned() == {0}, what="the partition")
+        known: bytes = member.consumer.consumer_group_metadata()
+        assert struct.unpack_from("=7si", known)[1] >= 0
+        assert _transact(kafka, topics, known, 1) is None
+        assert _transact(kafka, topics, nobody, 2) is None, "so we must not ask in nobody's name"
+    with Member(kafka, [topics.images], group=topics.group, protocol=protocol) as other:
+        other.poll_until(lambda: other.assigned() == {0}, what="the partition")
+        refusal = _transact(kafka, topics, known, 3)
+        assert refusal is not None
+        assert refusal.txn_requires_abort()

@@ -7,6 +7,7 @@ commits are asynchronous, one at a time.
 """
 
 import logging
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -255,14 +256,18 @@ class KafkaSource:
             for partition, point in points.items()
         )
 
-    def group_metadata(self) -> Any:
-        """Who we are in the group now, and of which generation: offsets that a transaction commits are refused from a
-        member of an older one (KIP-447). Any thread.
-
-        Raises:
-            RuntimeError: the group was left.
-        """
-        return self._consumer.consumer_group_metadata()
+    def group_metadata(self) -> bytes | None:
+        """Who we are in the group, and of which generation: a transaction's offsets are refused from a member of an
+        older one (KIP-447). None where we are no member: the coordinator would take offsets from nobody."""
+        metadata: bytes = self._consumer.consumer_group_metadata()
+        # As rd_kafka_consumer_group_metadata_write writes it: a magic word, then the generation.
+        magic, generation = struct.unpack_from("=7si", metadata)
+        if magic != b"CGMDv2:":
+            raise Fatal(
+                "librdkafka tells the group's generation in a form that is not known here",
+                remedy="install the confluent-kafka that requirements.lock names",
+            )
+        return metadata if generation >= 0 else None
 
     def _on_commit(self, error: KafkaError | None, results: list[TopicPartition]) -> None:
         sent = self._sent.popleft() if self._sent else {}

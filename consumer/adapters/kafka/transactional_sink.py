@@ -172,9 +172,14 @@ class TransactionalSink:
     # --- for the owner ----------------------------------------------------------------------------------------------
 
     def commit(self, points: Mapping[Partition, CommitPoint]) -> None:
-        """See the port."""
+        """See the port.
+
+        Who we are is asked here, by the thread that hears of rebalances: asked later, it could be who we became after
+        these partitions were lost, and the coordinator would take their offsets.
+        """
         self._busy = True
-        self._work.put(lambda: self._end(points))
+        me = self._group_metadata()
+        self._work.put(lambda: self._end(points, me))
 
     @property
     def commit_under_way(self) -> bool:
@@ -227,12 +232,12 @@ class TransactionalSink:
                 self._busy = False
                 self._changed.notify_all()
 
-    def _end(self, points: Mapping[Partition, CommitPoint]) -> None:
+    def _end(self, points: Mapping[Partition, CommitPoint], me: Any) -> None:
         undone = ""
         try:
-            self._must_be_open()
+            self._must_be_open(me)
             offsets = [TopicPartition(*partition, point.offset, point.metadata) for partition, point in points.items()]
-            self._retrying(lambda: self._producer.send_offsets_to_transaction(offsets, self._me(), _CALL_S))
+            self._retrying(lambda: self._producer.send_offsets_to_transaction(offsets, me, _CALL_S))
             self._retrying(lambda: self._producer.commit_transaction(_CALL_S))
         except _MustAbort as error:
             undone = str(error)
@@ -246,18 +251,14 @@ class TransactionalSink:
             self._settled()
         self._answer = CommitResult({} if undone else dict(points), {}, undone=undone)
 
-    def _must_be_open(self) -> None:
+    def _must_be_open(self, me: Any) -> None:
+        if me is None:
+            raise _MustAbort("we are no member of the group any more")
         with self._lock:
             if not self._open and self._broken is None:
                 self._begin()  # there are offsets alone to commit
             if self._broken is not None:
                 raise _MustAbort(str(self._broken))
-
-    def _me(self) -> Any:
-        try:
-            return self._group_metadata()
-        except RuntimeError as error:
-            raise _MustAbort(f"the group was left: {error}") from error
 
     def _give_up(self) -> None:
         if self._open or self._broken is not None:
