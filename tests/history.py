@@ -299,13 +299,15 @@ def verify(
 
     Args:
         final: the run is over. False leaves out what may still come (I1, I6).
-        exactly_once: a second answer breaks I1 too.
+        exactly_once: a second answer breaks I1 too. I2 is not looked at in passing: the markers that make a committed
+            transaction visible are written to each partition by itself, the offsets' often before the events'. That
+            nothing is committed without its answer then shows at the end (I1).
         zombies: a replica was held past its session and went on later, so that two redeliveries of a key may lie
             inside one another; I4 then only looks at the first event of each input.
     """
     parsed = _parse(history)
     found = [
-        *_check_commits_cover_answers(parsed),
+        *(() if exactly_once else _check_commits_cover_answers(parsed)),
         *_check_commits_never_go_back(parsed),
         *_check_order_of_keys(parsed, zombies=zombies),
         *_check_same_answer_again(parsed),

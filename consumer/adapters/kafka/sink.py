@@ -5,6 +5,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -18,6 +19,7 @@ from consumer.ports import Clock
 
 Done = Callable[[Exception | None], None]
 
+_CALL_ERRORS = (KafkaException, SystemError)
 _MAX_NEW_PRODUCERS = 3
 _NEW_PRODUCERS_WINDOW_S = 600.0
 
@@ -30,7 +32,10 @@ class KafkaSink:
         self._clock = clock
         self._lock = threading.Lock()
         self._overflow: deque[tuple[OutputRecord, Done]] = deque()
-        self._fatal: KafkaError | None = None
+        self._fatal: KafkaError | Exception | None = None
+        self._unreported: dict[int, Done] = {}
+        """A fatal error is raised by the next poll, and the reports that it had in hand are lost with it."""
+        self._last_number = 0
         self._renewals_s: deque[float] = deque()
         self._refusal: OutputRefused | NotAuthorized | None = None
         self._log_in_refused: NotAuthorized | None = None
@@ -58,25 +63,31 @@ class KafkaSink:
 
     def _produce(self, record: OutputRecord, done: Done) -> bool:
         """False where librdkafka's queue is full: the record waits its turn."""
+        self._last_number += 1
+        number = self._last_number
+        self._unreported[number] = done
         try:
             self._producer.produce(
                 record.topic,
                 value=record.value,
                 key=record.key,
                 headers=list(record.headers),
-                on_delivery=self._reporter(record.topic, done),
+                on_delivery=self._reporter(record.topic, number),
             )
         except BufferError:
+            del self._unreported[number]
             return False
         except KafkaException as error:
+            del self._unreported[number]
             done(delivery_error(error.args[0], record.topic))
         return True
 
-    def _reporter(self, topic: str, done: Done) -> Callable[[KafkaError | None, Message], None]:
+    def _reporter(self, topic: str, number: int) -> Callable[[KafkaError | None, Message], None]:
         def report(error: KafkaError | None, _message: Message) -> None:
             try:
-                done(None if error is None else self._translated(error, topic))
-            except Exception as failure:  # nothing may escape a callback
+                self._unreported[number](None if error is None else self._translated(error, topic))
+                del self._unreported[number]
+            except Exception as failure:  # nothing may escape a callback; the record counts as unreported
                 logger.opt(exception=failure).error("a delivery report could not be handled")
 
         return report
@@ -89,7 +100,10 @@ class KafkaSink:
 
     def _serve_reports(self) -> None:
         while not self._closing.is_set():
-            self._producer.poll(0.1)
+            try:
+                self._producer.poll(0.1)
+            except _CALL_ERRORS as error:
+                self._fatal = self._fatal or error
             if self._fatal is not None:
                 self._renew()
             if self._log_in_refused is not None and self._refusal is None:
@@ -121,8 +135,11 @@ class KafkaSink:
                 self._renewals_s.popleft()
             logger.error("the producer failed, a new one takes over: {}", error)
             old, self._producer = self._producer, self._new_producer()
-            old.purge()
-            old.flush(5)
+            with suppress(*_CALL_ERRORS):
+                old.purge()
+                old.flush(5)
+            for number in list(self._unreported):
+                self._unreported.pop(number)(OutputUnavailable(f"the producer failed: {error}"))
             if len(self._renewals_s) > _MAX_NEW_PRODUCERS:
                 self._refusal = OutputRefused(
                     f"the producer failed {len(self._renewals_s)} times in ten minutes: {error}",

@@ -4,6 +4,9 @@ Records go out by `publish`, as from `KafkaSink`; the first one opens a transact
 thread of its own. Three things can come of it: it is committed; it is aborted; or nobody knows, and then the producer
 is discarded and a new one of the same `transactional.id` settles it: `init_transactions` fences the old one off,
 completes what was prepared and aborts the rest. Only then do the group's committed offsets say what holds.
+
+A fatal error of the producer is raised by whatever call into it comes next, in whichever thread, and delivery reports
+that this call had in hand are lost with it: then nobody but this file can tell the owner.
 """
 
 import logging
@@ -11,6 +14,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -34,6 +38,9 @@ _FENCED_WINDOW_S = 600.0
 _FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 _NOT_AUTHORIZED = frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 _GROUP_NOT_AUTHORIZED = frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED})
+
+
+_CALL_ERRORS = (KafkaException, SystemError)
 
 
 class _MustAbort(Exception):
@@ -64,6 +71,8 @@ class TransactionalSink:
         self._broken: Exception | None = None
         self._number = 0
         """Of the transaction: what is reported of an older one's records says nothing of this."""
+        self._silent = ""
+        """Why reports may be missing, where they may."""
         self._answer: CommitResult | None = None
         self._failure: Fatal | None = None
         self._busy = False
@@ -112,7 +121,7 @@ class TransactionalSink:
         try:
             self._producer.purge()
             self._producer.abort_transaction(timeout_s)
-        except KafkaException as error:
+        except _CALL_ERRORS as error:
             logger.warning("the last transaction is not aborted, readers wait until it times out: {}", error)
 
     def _begin(self) -> None:
@@ -157,13 +166,20 @@ class TransactionalSink:
                     self._broken = self._broken or told
                 done(_broken(told))
             except Exception as failure:  # nothing may escape a callback
-                logger.opt(exception=failure).error("a delivery report could not be handled")
+                self._broken = self._broken or failure
+                self._silent = str(failure)
 
         return report
 
     def _serve_reports(self) -> None:
         while not (self._closing.is_set() and not self._thread.is_alive()):
-            self._producer.poll(0.1)
+            try:
+                self._producer.poll(0.1)
+            except _CALL_ERRORS as error:
+                with self._lock:
+                    self._broken = self._broken or error
+                    self._silent = str(error)
+                self._closing.wait(0.1)  # a dead producer says so at once, until it is replaced
             if self._overflow:
                 with self._lock:
                     while self._overflow and self._produce(*self._overflow[0]):
@@ -195,6 +211,8 @@ class TransactionalSink:
         if self._failure is not None:
             raise self._failure
         answer, self._answer = self._answer, None
+        if answer is None and self._silent and not self._busy and not self.unresolved:
+            return CommitResult({}, {}, undone=self._silent)
         return answer
 
     def confirm_commit(self, points: Mapping[Partition, CommitPoint], timeout_s: float) -> bool:  # noqa: ARG002
@@ -273,7 +291,7 @@ class TransactionalSink:
             with self._lock:
                 self._overflow.clear()
             # A report of this transaction may else be taken for the next one's: librdkafka#4849.
-            self._producer.flush(_CALL_S)
+            self._retrying(lambda: self._producer.flush(_CALL_S))
             self._retrying(lambda: self._producer.abort_transaction(_CALL_S))
         except (_MustAbort, _Unknown):
             self._recover()
@@ -303,13 +321,15 @@ class TransactionalSink:
         with self._lock:
             self._overflow.clear()
             old, self._producer = self._producer, self._new_producer()
-        old.purge()
-        old.flush(1)
+        with suppress(*_CALL_ERRORS):
+            old.purge()
+            old.flush(1)
 
     def _settled(self) -> None:
         self._number += 1
         self._open = False
         self._broken = None
+        self._silent = ""
         self._unresolved = False
 
     def _retrying(self, call: Callable[[], object]) -> None:
@@ -322,6 +342,8 @@ class TransactionalSink:
         while True:
             try:
                 call()
+            except SystemError as error:  # of two calls that meet one fatal error
+                raise _Unknown(str(error)) from error
             except KafkaException as error:
                 found: KafkaError = error.args[0]
                 if not found.retriable() or self._clock.monotonic_s() >= deadline_s or self._closing.is_set():
