@@ -726,9 +726,12 @@ class Pipeline:
     def _is_unmarked(self, ledger: PartitionLedger) -> bool:
         return ledger.lease.partition in self._unmarked
 
+    def _is_undoing(self) -> bool:
+        return self._ending.undoing
+
     def _all_is_sealed(self, transactions: Transactions) -> bool:
         """Whether the open transaction holds what the ledgers say is finished, no more and no less; else sees to it."""
-        if transactions.unresolved:
+        if transactions.unresolved or self._is_undoing():
             return False
         self._ending.to_commit = True
         if not self._ending.sealing:
@@ -737,7 +740,7 @@ class Pipeline:
         if not self._publisher.sealed:
             return False
         self._read_settled()
-        if transactions.unresolved:  # what was read said that it is broken
+        if self._is_undoing():  # what was read said that it is broken
             return False
         self._ending.to_commit = False
         return True

@@ -202,7 +202,7 @@ def main() -> None:
     """What `ouzel run` does."""
     from consumer.commands._range import range_of
 
-    transactional_sink.Producer = CrashingProducer
+    transactional_sink.Producer = CrashingProducer  # type: ignore[attr-defined]
     asked = os.environ.get("OUZEL_TEST_RELABEL", "").split()
     relabel = range_of(*asked, now_ms=time.time_ns() // 1_000_000) if asked else None
     try:

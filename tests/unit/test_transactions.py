@@ -1,6 +1,7 @@
 """The owner's loop with transactions, over fakes: what is seen and what is committed go together, however one ends."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.unit.test_pipeline import A, B, Rig, _nothing_left
 class Held(Rig):
     """A replica with transactions, and what its readers see."""
 
-    def __init__(self, **rules: float) -> None:
+    def __init__(self, **rules: Any) -> None:
         super().__init__(transactional=True, **rules)
         assert isinstance(self.transactions, FakeTransactionalSink)
         self.ends = self.transactions
