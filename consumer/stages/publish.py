@@ -165,6 +165,7 @@ class Publisher:
         self._asked_seal = 0  # written by the owner alone
         self._sealed: int | None = None
         self._at_rest = threading.Condition()
+        self._runs = True
         self._claiming = threading.Lock()
         """A record under way is settled once: by its report, or by `halt`."""
         self._held: set[int] = set()
@@ -223,14 +224,14 @@ class Publisher:
     def wait_sealed(self, timeout_s: float) -> bool:
         """Whether it is `sealed` within so many seconds."""
         with self._at_rest:
-            return self._at_rest.wait_for(lambda: self.sealed, timeout_s)
+            return self._at_rest.wait_for(lambda: self.sealed or not self._runs, timeout_s) and self.sealed
 
     def halt(self) -> None:
         """Come to rest at once, and take back what is under way: settled as not finished, whatever its report will say.
         Returns when nothing more is produced."""
         self._asked_seal += 1
         self._inbox.put(_Seal(self._asked_seal, take_back=True))
-        if not self.wait_sealed(_HALT_S):
+        if not self.wait_sealed(_HALT_S) and self._runs:
             raise RuntimeError("the publisher does not come to rest")
 
     def unseal(self) -> None:
@@ -267,6 +268,9 @@ class Publisher:
                     self._limit.check_probation(self._clock.monotonic_s())
         except BaseException as error:
             self._on_crash(error)
+            with self._at_rest:  # nobody waits for it any more
+                self._runs = False
+                self._at_rest.notify_all()
 
     def _accept(self, item: Outcome | _Event) -> None:
         if isinstance(item, _Failed):

@@ -110,12 +110,13 @@ def test_a_transaction_that_ends_otherwise_loses_and_doubles_nothing(rig: Held, 
 def test_nothing_is_begun_before_it_is_certain_what_is_committed(rig: Held) -> None:
     rig.own(A)
     rig.until_committed(A, 0)
+    rig.until(lambda: not rig.ends.commit_under_way, "its answer")
     rig.ends.settling.clear()
     rig.ends.ends.append("lost")
     rig.cluster.send(A, b"1")
-    rig.until(lambda: rig.ends.commit_under_way, "the commit")
+    rig.until(lambda: rig.ends._busy, "the commit")
+    rig.done(rig.source.lose(A))
     rig.done(rig.source.assign(B))
-    rig.source.lose(A)
     rig.turns(4)
     assert not rig.pipeline._ledgers
     rig.ends.settling.set()
