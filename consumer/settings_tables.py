@@ -324,7 +324,24 @@ class CommitSettings(Section):
 class DeliverySettings(Section):
     """[delivery]"""
 
-    guarantee: Literal["at-least-once"] = "at-least-once"
+    guarantee: Literal["at_least_once", "exactly_once", "share"] = "at_least_once"
+
+
+class TransactionSettings(Section):
+    """[transaction], for `delivery.guarantee = "exactly_once"`"""
+
+    max_ms: Annotated[int, Field(ge=10)] = 500
+    timeout_ms: Annotated[int, Field(ge=1_000)] = 15_000
+    id: str = ""
+    """The producer's `transactional.id`; a template that differs from replica to replica."""
+
+
+class ShareSettings(Section):
+    """[share], for `delivery.guarantee = "share"`"""
+
+    consumers: Annotated[int, Field(ge=1, le=16)] = 2
+    lock_duration_ms: Annotated[int, Field(ge=1_000)] = 30_000
+    delivery_count_limit: Annotated[int, Field(ge=2)] = 5
 
 
 class HealthSettings(Section):
@@ -369,5 +386,7 @@ class Settings(Section):
     drain: DrainSettings = DrainSettings()
     commit: CommitSettings = CommitSettings()
     delivery: DeliverySettings = DeliverySettings()
+    transaction: TransactionSettings = TransactionSettings()
+    share: ShareSettings = ShareSettings()
     health: HealthSettings = HealthSettings()
     log: LogSettings = LogSettings()
