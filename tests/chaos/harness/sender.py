@@ -137,7 +137,11 @@ class Sender:
             self._stopping.wait(_STEP_S)
 
     def _work(self) -> None:
-        properties: dict[str, Any] = {"delivery_timeout_ms": 120_000, "socket_timeout_ms": 10_000}
+        properties: dict[str, Any] = {
+            "delivery_timeout_ms": 120_000,
+            "socket_timeout_ms": 10_000,
+            "topic_metadata_refresh_interval_ms": 1_000,  # so that it sends to added partitions, too
+        }
         try:
             self._run.send(self._paced(), timeout_s=150, **properties)
         except BaseException as error:

@@ -1,5 +1,6 @@
 """What is there while a run goes on: the cluster, the replicas under supervision, the store, the sender."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ from tests.replica import Replica
 ENTRY = "tests.chaos.harness.entry"
 _RESTART_AFTER_S = 0.5
 _ASK_AGAIN_S = 1.0
+_REQUEST_S = 10.0
 
 
 class Member:
@@ -167,6 +169,8 @@ class Stage:
             "OUZEL_KAFKA__CLIENT__CLIENT_ID": name,
             "OUZEL_KAFKA__PRODUCER__CLIENT_ID": name,
             "OUZEL_KAFKA__CONSUMER__CLIENT_ID": name,
+            # librdkafka's own is five minutes: partitions that are added would not be seen in a run.
+            "OUZEL_KAFKA__CONSUMER__TOPIC_METADATA_REFRESH_INTERVAL_MS": "1000",
             "OUZEL_COMMIT__INTERVAL_MS": "100",
             "OUZEL_DRAIN__TIMEOUT_MS": "4000",
             "OUZEL_PIPELINE__MAX_IN_FLIGHT_MESSAGES": "128",
@@ -234,7 +238,11 @@ class Stage:
         return sum((member.exits for member in (*self.members, *self.visitors)), Counter[int]())
 
     def close(self) -> None:
-        """End the replicas, and delete the topics."""
+        """End the replicas, and delete the topics: the next run has its own."""
         for member in (*self.members, *self.visitors):
             member.close()
         self.wait_errands()
+        names = [self.topics.images, self.topics.predictions, self.topics.dead_letters]
+        for answer in self.brokers.admin().delete_topics(names).values():
+            with contextlib.suppress(KafkaException, TimeoutError):
+                answer.result(_REQUEST_S)
