@@ -162,6 +162,7 @@ def _staged(plan: Plan, brokers: Brokers, folder: Path, photographs: Sequence[Pa
                 stage.close()
                 with contextlib.suppress(AssertionError, RuntimeError):
                     stage.sender.stop(30)
+        stage.delete_topics()
 
 
 def _play(stage: Stage, judge: _Judge) -> None:

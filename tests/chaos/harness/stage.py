@@ -238,10 +238,13 @@ class Stage:
         return sum((member.exits for member in (*self.members, *self.visitors)), Counter[int]())
 
     def close(self) -> None:
-        """End the replicas, and delete the topics: the next run has its own."""
+        """End the replicas."""
         for member in (*self.members, *self.visitors):
             member.close()
         self.wait_errands()
+
+    def delete_topics(self) -> None:
+        """The next run has its own."""
         names = [self.topics.images, self.topics.predictions, self.topics.dead_letters]
         for answer in self.brokers.admin().delete_topics(names).values():
             with contextlib.suppress(KafkaException, TimeoutError):
