@@ -13,13 +13,10 @@ from rich.progress import Progress
 from tests.chaos.harness.cluster import Brokers
 from tests.chaos.harness.episode import Result, run_episode
 from tests.chaos.harness.plan import Guarantee, draw_plan
-from tests.kafka_broker import KafkaUnavailable
 
 FAULTS_A_RUN = (20, 40)
 _BROKERS_LAST_RUNS = 10
 """A cluster is made anew after so many runs, so that what they left behind does not slow the later ones."""
-
-__all__ = ["Campaign", "KafkaUnavailable", "Tally"]
 
 
 @dataclass(slots=True)
@@ -79,6 +76,12 @@ class Tally:
             )
 
 
+def load_tally(path: Path) -> Tally:
+    """What an earlier run left."""
+    found = json.loads(path.read_text())
+    return Tally(**found | {name: tuple(found[name]) for name in ("replicas", "partitions")})
+
+
 class Campaign:
     """Runs of one guarantee and seed in `folder/GUARANTEE-SEED`."""
 
@@ -98,8 +101,8 @@ class Campaign:
         self._path = self._folder / "tally.json"
         self.tally = Tally(guarantee, seed, replicas, partitions)
         if self._path.exists():
-            found = Tally(**json.loads(self._path.read_text()))
-            if (tuple(found.replicas), tuple(found.partitions)) != (replicas, partitions):
+            found = load_tally(self._path)
+            if (found.replicas, found.partitions) != (replicas, partitions):
                 raise SystemExit(
                     f"{self._path} is of other sizes ({found.replicas}, {found.partitions}): another --folder"
                 )
@@ -120,9 +123,7 @@ class Campaign:
         number = tally.episodes
         seed = random.Random(f"campaign {tally.seed} {number}").randrange(1_000_000_000)
         how_many = min(random.Random(f"faults {seed}").randint(*FAULTS_A_RUN), left)
-        plan = draw_plan(
-            self._guarantee, seed, how_many, replicas=tuple(tally.replicas), partitions=tuple(tally.partitions)
-        )
+        plan = draw_plan(self._guarantee, seed, how_many, replicas=tally.replicas, partitions=tally.partitions)
         about = f"run {number} (seed {seed}, {plan.replicas} replicas, {plan.partitions} partitions)"
         progress.update(task, description=f"{self._guarantee}: {about}")
         folder = self._folder / f"run-{number:04d}"

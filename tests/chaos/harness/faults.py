@@ -28,7 +28,8 @@ class Action:
     @property
     def member(self) -> Member:
         """The replica that it is about."""
-        return self.stage.members[self.params["replica"] % len(self.stage.members)]
+        number: int = self.params["replica"]
+        return self.stage.members[number]
 
     def begin(self) -> None:
         """It begins."""

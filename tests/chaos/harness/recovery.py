@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isinf
 from typing import Any
 
 Line = Mapping[str, Any]
@@ -55,9 +56,10 @@ def recoveries(history: Sequence[Line]) -> list[Recovered]:
     for line in ends:
         before = bisect_right(times, line["at_s"])
         caught_up_s = last_answer_s[before - 1] if before else 0.0
-        recovery_s = None if caught_up_s == float("inf") else round(max(0.0, caught_up_s - line["at_s"]), 3)
+        took_s = round(max(0.0, caught_up_s - line["at_s"]), 3)
         number = line["number"]
-        found.append(Recovered(line["name"], number, begun_s.get(number, line["at_s"]), line["at_s"], recovery_s))
+        begin_s = begun_s.get(number, line["at_s"])
+        found.append(Recovered(line["name"], number, begin_s, line["at_s"], None if isinf(took_s) else took_s))
     return found
 
 
