@@ -58,7 +58,7 @@ def recoveries(history: Sequence[Line]) -> list[Recovered]:
         caught_up_s = last_answer_s[before - 1] if before else 0.0
         took_s = round(max(0.0, caught_up_s - line["at_s"]), 3)
         number = line["number"]
-        begin_s = begun_s.get(number, line["at_s"])
+        begin_s = begun_s[number]
         found.append(Recovered(line["name"], number, begin_s, line["at_s"], None if isinf(took_s) else took_s))
     return found
 
