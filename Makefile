@@ -12,7 +12,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 AUDIT := $(VENV)-audit
 AUDIT_STAMP := $(AUDIT)/.installed
 
-.PHONY: help demo run test check lint format types unit contract integration fuzz hostile guard audit install install-dev lock image clean
+.PHONY: help demo run test check lint format types unit contract integration fuzz hostile chaos chaos-bugs guard audit install install-dev lock image clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,18 @@ BAD ?= 10000
 SEED ?= 1
 hostile: $(DEV_STAMP)  ## BAD hostile messages among GOOD ones, through a real broker and the service (10,000 each)
 	$(BIN)/python -m tests.fuzz.pipeline --good $(GOOD) --bad $(BAD) --seed $(SEED)
+
+# Goes on where an earlier run stopped; tallies, plans and the histories of broken promises are in build/chaos.
+FAULTS ?= 1000
+GUARANTEE ?= at_least_once
+REPLICAS ?= 1-6
+PARTITIONS ?= 1-12
+chaos: $(DEV_STAMP)  ## FAULTS random faults on three brokers (1,000); GUARANTEE=, SEED=, REPLICAS=1-6, PARTITIONS=1-12
+	$(BIN)/python -m tests.chaos --guarantee $(GUARANTEE) --seed $(SEED) --faults $(FAULTS) \
+	  --replicas $(REPLICAS) --partitions $(PARTITIONS)
+
+chaos-bugs: $(DEV_STAMP)  ## Every seeded bug, by the schedule that shows it, and that schedule without the bug
+	$(BIN)/python -m tests.chaos bugs
 
 test: lint types  ## Everything, on a real Apache Kafka fetched by Maven
 	$(BIN)/pytest -q -n $(WORKERS) $(LONGEST_FIRST) tests/chaos tests/integration tests/contract tests/fuzz tests/unit

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -65,7 +65,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 # --- Kafka ---------------------------------------------------------------------------------------------------------
 
 
-def _or_skip(make: Callable[[], KafkaBroker]) -> KafkaBroker:
+T = TypeVar("T")
+
+
+def or_skip(make: Callable[[], T]) -> T:
+    """What needs the jars of Apache Kafka; without them its tests are skipped."""
     try:
         return make()
     except KafkaUnavailable as error:
@@ -82,7 +86,7 @@ def kafka() -> Iterator[Cluster]:
     if external:
         yield Cluster(external)
         return
-    broker = _or_skip(KafkaBroker)
+    broker = or_skip(KafkaBroker)
     with broker:
         yield broker
 
@@ -99,7 +103,7 @@ def broker(kafka: Cluster) -> Iterator[KafkaBroker]:
 @pytest.fixture(scope="session")
 def secure_broker() -> Iterator[KafkaBroker]:
     """A second broker of our own that asks for a password and refuses what no ACL allows; its user is `ouzel`."""
-    with _or_skip(lambda: KafkaBroker(secure=True)) as broker:
+    with or_skip(lambda: KafkaBroker(secure=True)) as broker:
         yield broker
 
 

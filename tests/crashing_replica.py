@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from confluent_kafka import Producer
 
@@ -93,11 +93,17 @@ def before(method: Callable[..., Any], passed: Callable[[], None]) -> Callable[.
     return call
 
 
-def with_crash_points(ports: Ports) -> Ports:
-    """Puts the points between the service and its ports."""
-    crash = CrashPoint(os.environ.get("OUZEL_TEST_CRASH_AT", "nowhere:1"))
+class Points(Protocol):
+    """Who is told of each passing of a point."""
+
+    def passed(self, point: str) -> None: ...
+
+
+def with_crash_points(ports: Ports, *, crash: Points | None = None, slow_s: Callable[[], float] | None = None) -> Ports:
+    """Puts the points between the service and its ports. `crash` and `slow_s` replace what the environment says."""
+    crash = crash or CrashPoint(os.environ.get("OUZEL_TEST_CRASH_AT", "nowhere:1"))
     hang = CrashPoint(f"hang:{os.environ.get('OUZEL_TEST_HANG_MODEL', '0')}", then=threading.Event().wait)
-    slow_s = float(os.environ.get("OUZEL_TEST_SLOW_MODEL_S", "0"))
+    always_slow_s = float(os.environ.get("OUZEL_TEST_SLOW_MODEL_S", "0"))
 
     def at(point: str) -> Callable[[], None]:
         return lambda: crash.passed(point)
@@ -114,7 +120,7 @@ def with_crash_points(ports: Ports) -> Ports:
     def infer(pixels: Any) -> Any:
         if not pixels.any():  # blank: the service learns at its start what a batch costs
             return ports.model.runtime.infer(pixels)
-        time.sleep(slow_s)
+        time.sleep(always_slow_s if slow_s is None else slow_s())
         hang.passed("hang")
         scores = ports.model.runtime.infer(pixels)
         crash.passed("predicted")

@@ -13,6 +13,8 @@ Lines, by `kind`:
                 group began behind them
 * `reset`       a person moved the group's offsets: going back is no fault from here on
 * `healed`      a fault is over; the lag has to be zero once within so many seconds from here
+* `ends`        a partition's last stable offset and its high watermark, once all faults are over
+* `fault`       a fault begins or ends; no promise depends on it
 """
 
 import base64
@@ -29,7 +31,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 SCORE_TOLERANCE = 1e-3
 
-Promise = Literal["I1", "I2", "I3", "I4", "I6", "I7", "phantom", "altered"]
+Promise = Literal["I1", "I2", "I3", "I4", "I5", "I6", "I7", "phantom", "altered"]
 
 
 class Coordinates(NamedTuple):
@@ -52,6 +54,8 @@ class Violation:
     message: str
     at_line: int
     """Number of the line of the history at which it showed, from 0."""
+    place: tuple[str, int, int | None] | None = None
+    """Topic, partition and offset of the input that it is about, or of the partition alone, where it is about one."""
 
     def __str__(self) -> str:
         return f"{self.promise}: {self.message} (line {self.at_line})"
@@ -130,6 +134,11 @@ class CommittedPartition(NamedTuple):
         return self.end - (self.begin if self.committed is None else self.committed)
 
 
+def place_of(where: Coordinates) -> tuple[str, int, int | None]:
+    """Where it lies, whatever the topic's id."""
+    return where.topic, where.partition, where.offset
+
+
 def base64_or_none(data: bytes | None) -> str | None:
     """How keys stand in a history."""
     return None if data is None else base64.b64encode(data).decode()
@@ -185,6 +194,10 @@ class Recorder:
         """A fault is over and nothing more is sent: lag must reach zero within this time."""
         self.write("healed", within_s=within_s)
 
+    def ends(self, topic: str, partition: int, *, stable: int, high: int) -> None:
+        """Where a partition ends for readers of committed records, and for all."""
+        self.write("ends", topic=topic, partition=partition, stable=stable, high=high)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -227,6 +240,8 @@ class _Parsed:
     healed: list[tuple[int, float, float]] = field(default_factory=list)
     """(line, at_s, within_s)"""
     strangers: list[tuple[int, Output]] = field(default_factory=list)
+    ends: dict[tuple[str, int], tuple[int, int, int]] = field(default_factory=dict)
+    """(topic, partition) -> (line, last stable offset, high watermark), as last seen"""
 
     def owed(self) -> list[Coordinates]:
         """Inputs that must be answered, by place."""
@@ -263,6 +278,10 @@ def _parse(lines: Sequence[Line]) -> _Parsed:
                 parsed.resets.append(number)
             case "healed":
                 parsed.healed.append((number, line["at_s"], fields["within_s"]))
+            case "ends":
+                parsed.ends[fields["topic"], fields["partition"]] = (number, fields["stable"], fields["high"])
+            case "fault":
+                pass
             case other:
                 raise ValueError(f"line {number}: unknown kind {other!r}")
     _match_answers(parsed)
@@ -317,6 +336,7 @@ def verify(
     if final:
         end = len(history)
         found += _check_all_answered(parsed, end, exactly_once=exactly_once)
+        found += _check_no_transaction_hangs(parsed)
         found += _check_lag_returns_to_zero(parsed)
     return sorted(found, key=lambda violation: violation.at_line)
 
@@ -348,9 +368,10 @@ def _check_all_answered(parsed: _Parsed, end: int, *, exactly_once: bool) -> lis
     for where in parsed.owed():
         answers = parsed.answers.get(where, [])
         if not answers:
-            found.append(Violation("I1", f"{where} was never answered", end))
+            found.append(Violation("I1", f"{where} was never answered", end, place_of(where)))
         if exactly_once and len(answers) > 1:
-            found.append(Violation("I1", f"{where} was answered {len(answers)} times", answers[1][0]))
+            message = f"{where} was answered {len(answers)} times"
+            found.append(Violation("I1", message, answers[1][0], place_of(where)))
     return found
 
 
@@ -362,23 +383,21 @@ def _check_commits_cover_answers(parsed: _Parsed) -> list[Violation]:
     committed too early, however slow the observer is.
     """
     owed: dict[tuple[str, str, int], list[Coordinates]] = defaultdict(list)
-    for where in parsed.owed():
-        owed[where[:3]].append(where)
+    for where in reversed(parsed.owed()):
+        owed[where[:3]].append(where)  # the lowest is the last
     first_answer = {where: answers[0][0] for where, answers in parsed.answers.items()}
     found = []
-    reported: set[Coordinates] = set()
     for line, _, number, partitions in parsed.samples:
         read_until = parsed.checkpoints.get(number)
         if read_until is None:  # the observer was interrupted: this sample proves nothing
             continue
         for partition in partitions:
-            for where in owed[partition[:3]]:
-                if where.offset >= (partition.committed or 0):
-                    break
-                if first_answer.get(where, read_until + 1) > read_until and where not in reported:
-                    reported.add(where)
+            left = owed[partition[:3]]
+            while left and left[-1].offset < (partition.committed or 0):
+                where = left.pop()  # the first commit past it tells: answered by now, it is answered later too
+                if first_answer.get(where, read_until + 1) > read_until:
                     message = f"{partition.committed} was committed while {where} had no answer yet"
-                    found.append(Violation("I2", message, line))
+                    found.append(Violation("I2", message, line, place_of(where)))
     return found
 
 
@@ -395,8 +414,8 @@ def _check_commits_never_go_back(parsed: _Parsed) -> list[Violation]:
             place = partition[:3]
             before = highest.get(place)
             if before is not None and (partition.committed is None or partition.committed < before):
-                name = f"{partition.topic}[{partition.partition}]"
-                found.append(Violation("I3", f"{name} went back from {before} to {partition.committed}", line))
+                message = f"{partition.topic}[{partition.partition}] went back from {before} to {partition.committed}"
+                found.append(Violation("I3", message, line, (partition.topic, partition.partition, None)))
             if partition.committed is not None:
                 highest[place] = partition.committed
     return found
@@ -431,10 +450,19 @@ def _check_order_of_keys(parsed: _Parsed, *, zombies: bool) -> list[Violation]:
                 message = (
                     f"key {chain[2]}: after {last} came {where}, and {inputs[max(current, -1) + 1]} was passed over"
                 )
-                found.append(Violation("I4", message, number))
+                found.append(Violation("I4", message, number, place_of(where)))
             current = at
             furthest = max(furthest, at)
     return found
+
+
+def _check_no_transaction_hangs(parsed: _Parsed) -> list[Violation]:
+    """I5: readers of committed records come to the end of every partition."""
+    return [
+        Violation("I5", f"{topic}[{partition}] ends at {high}, and its last stable offset is {stable}", line)
+        for (topic, partition), (line, stable, high) in parsed.ends.items()
+        if stable < high
+    ]
 
 
 def _check_lag_returns_to_zero(parsed: _Parsed) -> list[Violation]:
@@ -460,14 +488,14 @@ def _check_same_answer_again(parsed: _Parsed) -> list[Violation]:
                 continue
             if owner_of_id.setdefault(output.event_id, where) != where:
                 message = f"{where} and {owner_of_id[output.event_id]} share event id {output.event_id}"
-                found.append(Violation("I7", message, number))
+                found.append(Violation("I7", message, number, place_of(where)))
             first = first_of_model.setdefault(output.model_digest, output)
             if first.event_id != output.event_id:
                 message = f"{where} has event ids {first.event_id} and {output.event_id} from one model"
-                found.append(Violation("I7", message, number))
+                found.append(Violation("I7", message, number, place_of(where)))
             if not same_labels(first.labels, output.labels):
                 message = f"{where} was labelled {first.labels} and then {output.labels} by one model"
-                found.append(Violation("I7", message, number))
+                found.append(Violation("I7", message, number, place_of(where)))
     return found
 
 
@@ -498,6 +526,7 @@ def _check_strangers(parsed: _Parsed) -> list[Violation]:
             f"{output.form} for {output.source_topic}[{output.source_partition}]@{output.source_offset}"
             f" ({output.image_id}), which was never sent",
             number,
+            (output.source_topic, output.source_partition, output.source_offset),
         )
         for number, output in parsed.strangers
         if not (output.image_id in maybe_ids if output.form == "event" else output.sha256 in maybe_values)
@@ -511,8 +540,10 @@ def _check_content(parsed: _Parsed) -> list[Violation]:
         message = parsed.inputs[where]
         for number, output in answers:
             if output.key != message.key:
-                found.append(Violation("altered", f"{where}: key {message.key} became {output.key}", number))
+                text = f"{where}: key {message.key} became {output.key}"
+                found.append(Violation("altered", text, number, place_of(where)))
             if not _fits(output, message):
                 kept = "image id" if output.form == "event" else "bytes"
-                found.append(Violation("altered", f"{where}: its {output.form} has other {kept}", number))
+                text = f"{where}: its {output.form} has other {kept}"
+                found.append(Violation("altered", text, number, place_of(where)))
     return found

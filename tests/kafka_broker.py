@@ -1,7 +1,7 @@
 """A real Apache Kafka from jars, for tests and benchmarks. Maven fetches it once into `.kafka/` (`bench.kafka_jars`).
 
-`Cluster` is any Kafka that is reached by its address; `KafkaBroker` is one node of our own that can be stopped,
-killed and paused.
+`Cluster` is any Kafka that is reached by its address; `KafkaNode` is a Java process of our own that can be stopped,
+killed and paused; `KafkaBroker` is both, a cluster of one node.
 """
 
 import os
@@ -33,13 +33,13 @@ from consumer.bench.kafka_jars import KAFKA_VERSION, RESOURCES, KafkaUnavailable
 from tests.kafka_doors import PROTOCOLS, SCRAM_PASSWORD, Door, Doors
 from tests.processes import free_port, start_process, tail, wait_until
 
-__all__ = ["KAFKA_VERSION", "Cluster", "KafkaBroker", "KafkaUnavailable", "find_java"]
+__all__ = ["KAFKA_VERSION", "Cluster", "KafkaBroker", "KafkaNode", "KafkaUnavailable", "find_java"]
 
 _JARS = Path(__file__).resolve().parent.parent / ".kafka"
 _STORAGE_ID = "4L6g3nShT-eMCtK--X86sw"  # any base64 UUID will do
 
 # Single node, as small and as quick as it gets. Fixed facts: Apache Kafka 4.4's own configuration names.
-_BASE_PROPERTIES = {
+BASE_PROPERTIES = {
     "process.roles": "broker,controller",
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
@@ -152,7 +152,92 @@ class Cluster:
         wait_until(led, timeout_s=timeout_s, what=f"{partitions} leaders of topic {name}")
 
 
-class KafkaBroker(Cluster):
+class KafkaNode:
+    """A Java process of Apache Kafka, with its properties and its data in a temporary folder.
+
+    `write_properties` once, then `format`, then `launch` as often as it has ended.
+    """
+
+    def __init__(self) -> None:
+        self._java = find_java()
+        self._jars = fetch_jars(_JARS, say=lambda text: print(text, file=sys.stderr))
+        self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-"))
+        self.log_path = self._directory / "broker.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def _properties_path(self) -> Path:
+        return self._directory / "server.properties"
+
+    def write_properties(self, lines: Mapping[str, str]) -> None:
+        """Its server.properties; where its data lies is added."""
+        lines = {**lines, "log.dirs": str(self._directory / "data")}
+        self._properties_path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+
+    def _java_command(self, *arguments: str) -> list[str]:
+        logging = f"-Dlog4j2.configurationFile={RESOURCES / 'log4j2.xml'}"
+        return [self._java, *_HEAP_OPTIONS, logging, "-cp", f"{self._jars}/*", *arguments]
+
+    def format(self, *options: str, timeout_s: float = 60) -> None:
+        """Prepare the data folder, if there is none yet."""
+        if (self._directory / "data").exists():
+            return
+        tool = ("kafka.tools.StorageTool", "format", "-t", _STORAGE_ID, "-c", str(self._properties_path), *options)
+        with self.log_path.open("ab") as log:
+            subprocess.run(self._java_command(*tool), stdout=log, stderr=log, timeout=timeout_s, check=True)
+
+    def launch(self) -> None:
+        """Start the process on its data and its ports; it does not answer yet."""
+        assert not self.running
+        with self.log_path.open("ab") as log:
+            self._process = start_process(self._java_command("kafka.Kafka", str(self._properties_path)), output=log)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there (it may be paused)."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The Java process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def terminate(self) -> None:
+        """SIGTERM: a clean shutdown begins."""
+        if self._process is not None:
+            self.resume()
+            self._process.terminate()
+
+    def stop(self, *, timeout_s: float = 30) -> None:
+        """SIGTERM, and wait: a clean shutdown."""
+        if self._process is not None:
+            self.terminate()
+            self._process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait: as if the power went."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        assert self.running
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT, whether it was paused or not."""
+        if self.running:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """Kill it and remove its data."""
+        self.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class KafkaBroker(KafkaNode, Cluster):
     """One node of Apache Kafka of our own: a Java process with its data in a temporary folder and its own ports.
 
     Args:
@@ -166,16 +251,13 @@ class KafkaBroker(Cluster):
     def __init__(
         self, *, secure: bool = False, properties: Mapping[str, str] | None = None, advertised_port: int | None = None
     ) -> None:
+        KafkaNode.__init__(self)
         self.secure = secure
         self.port = free_port()
-        self._java = find_java()
-        self._jars = fetch_jars(_JARS, say=lambda text: print(text, file=sys.stderr))
-        self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-"))
-        self.log_path = self._directory / "broker.log"
         self.doors = Doors.made(self._directory / "certificates") if secure else None
-        self._process: subprocess.Popen[bytes] | None = None
         self._write_properties(properties or {}, advertised_port or self.port)
-        super().__init__(f"127.0.0.1:{advertised_port or self.port}", self.user_properties("admin") if secure else None)
+        address = f"127.0.0.1:{advertised_port or self.port}"
+        Cluster.__init__(self, address, self.user_properties("admin") if secure else None)
 
     @staticmethod
     def user_properties(user: str) -> dict[str, str]:
@@ -224,32 +306,15 @@ class KafkaBroker(Cluster):
         controller = f"CONTROLLER://127.0.0.1:{controller_port}"
         doors = self.doors.listeners if self.doors else []
         lines = {
-            **_BASE_PROPERTIES,
+            **BASE_PROPERTIES,
             "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             **(_SECURE_PROPERTIES | self.doors.properties() if self.doors else {}),
             "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller_port}",
             "listeners": ",".join([f"CLIENT://127.0.0.1:{self.port}", controller, *doors]),
             "advertised.listeners": ",".join([f"CLIENT://127.0.0.1:{advertised_port}", controller, *doors]),
-            "log.dirs": str(self._directory / "data"),
             **more,
         }
-        path = self._directory / "server.properties"
-        path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
-
-    def _java_command(self, *arguments: str) -> list[str]:
-        logging = f"-Dlog4j2.configurationFile={RESOURCES / 'log4j2.xml'}"
-        return [self._java, *_HEAP_OPTIONS, logging, "-cp", f"{self._jars}/*", *arguments]
-
-    @property
-    def running(self) -> bool:
-        """Whether the process is there (it may be paused)."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """The Java process."""
-        assert self._process is not None
-        return self._process.pid
+        self.write_properties(lines)
 
     def start(self, *, timeout_s: float = 60) -> Self:
         """Start it on its data and its port, and wait until it answers an administrator."""
@@ -265,21 +330,9 @@ class KafkaBroker(Cluster):
         return self
 
     def _start(self, timeout_s: float) -> None:
-        configuration = str(self._directory / "server.properties")
         users = ("--add-scram", f"SCRAM-SHA-512=[name=ouzel,password={SCRAM_PASSWORD}]") if self.secure else ()
-        with self.log_path.open("ab") as log:
-            if not (self._directory / "data").exists():
-                subprocess.run(
-                    self._java_command(
-                        *("kafka.tools.StorageTool", "format", "-t", _STORAGE_ID, "-c", configuration, "--standalone"),
-                        *users,
-                    ),
-                    stdout=log,
-                    stderr=log,
-                    timeout=timeout_s,
-                    check=True,
-                )
-            self._process = start_process(self._java_command("kafka.Kafka", configuration), output=log)
+        self.format("--standalone", *users, timeout_s=timeout_s)
+        self.launch()
         wait_until(self._answers, timeout_s=timeout_s, what="Apache Kafka to answer")
 
     def _answers(self) -> bool:
@@ -290,29 +343,6 @@ class KafkaBroker(Cluster):
             return bool(self.admin().list_topics(timeout=1).brokers)
         except KafkaException:
             return False
-
-    def stop(self, *, timeout_s: float = 30) -> None:
-        """SIGTERM, and wait: a clean shutdown."""
-        if self._process is not None:
-            self.resume()
-            self._process.terminate()
-            self._process.wait(timeout_s)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait: as if the power went."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(30)
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
-        assert self.running
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT, whether it was paused or not."""
-        if self.running:
-            os.kill(self.pid, signal.SIGCONT)
 
     def restart(self) -> None:
         """A clean stop and a start on the same data and port."""
@@ -332,11 +362,6 @@ class KafkaBroker(Cluster):
         """Processor time of the Java process so far, user and system."""
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
-
-    def close(self) -> None:
-        """Kill it and remove its data."""
-        self.kill()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self.start()

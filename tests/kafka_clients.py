@@ -161,6 +161,41 @@ def read_to_end(cluster: Cluster, topic: str, *, timeout_s: float = 30) -> list[
     return [message for message in found if (message.offset() or 0) < ends[message.partition() or 0]]
 
 
+def count_records(cluster: Cluster, topic: str, *, timeout_s: float = 60) -> int:
+    """How many records a read_uncommitted reader finds in a topic up to its end: those of aborted transactions too."""
+    partitions = cluster.admin().list_topics(topic, timeout=10).topics[topic].partitions
+    reader = Consumer(
+        cluster.client_properties(
+            group_id=unique("reader"),
+            enable_auto_commit=False,
+            isolation_level="read_uncommitted",
+            auto_offset_reset="earliest",
+            enable_partition_eof=True,
+        )
+    )
+    count = 0
+    left = set(partitions)
+    try:
+        reader.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+
+        def at_end() -> bool:
+            nonlocal count
+            for message in reader.consume(500, 0.1):
+                error = message.error()
+                if error is None:
+                    count += 1
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    left.discard(message.partition() or 0)
+                else:
+                    raise KafkaException(error)
+            return not left
+
+        wait_until(at_end, timeout_s=timeout_s, what=f"the end of {topic}", interval_s=0)
+    finally:
+        reader.close()
+    return count
+
+
 class Member:
     """A plain group member whose messages, errors and rebalances are kept. Use as a context manager.
 

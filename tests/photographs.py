@@ -12,6 +12,22 @@ SEPARATOR = "__"
 """Between the photograph's name and the crop's: `--cluster-by __`."""
 
 
+_SMALL_SIDES_PX = (64, 80, 96, 112, 128, 144, 160)
+
+
+def write_small(folder: Path) -> list[Path]:
+    """Cuts of the photographs, 64 to 160 pixels wide and high, as JPEG: about 4 KB each."""
+    found = sorted(PHOTOGRAPHS.glob("*.jpg"))
+    paths = []
+    for number, side_px in enumerate(_SMALL_SIDES_PX):
+        path = folder / f"photograph-{number}.jpg"
+        with Image.open(found[number % len(found)]) as whole:
+            left, top = (whole.width - side_px) // 2, (whole.height - side_px) // 2
+            whole.convert("RGB").crop((left, top, left + side_px, top + side_px)).save(path, quality=85)
+        paths.append(path)
+    return paths
+
+
 def write_crops(folder: Path, *, each: int, photographs: Iterable[Path] | None = None) -> Path:
     """Write `each` crops of each photograph into `folder`, every other one mirrored, and return it. The first is the
     whole picture; the others keep 95 % of each side down to 70 %, from one corner or the middle after the other."""

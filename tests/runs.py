@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from tests.history import Line, Recorder, SentInput, Summary, base64_or_none, load, sha256_or_none, summarize, verify
 from tests.kafka_broker import Cluster
@@ -82,6 +82,8 @@ class Run:
         self._numbers = count()
         self.sent = 0
         """Acknowledged inputs so far, tombstones and all."""
+        self.owed = 0
+        """Those of them that must be answered: not the tombstones."""
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
@@ -127,6 +129,12 @@ class Run:
                     break
                 except BufferError:
                     client.poll(0.1)
+                except KafkaException as error:
+                    if not error.args[0].fatal() and error.args[0].code() != KafkaError._FATAL:
+                        raise
+                    client.purge()  # what it had in hand is reported as never heard of
+                    client.flush(5)
+                    client = Producer(self._cluster.client_properties(**properties))
             client.poll(0)
         left = client.flush(timeout_s)
         assert left == 0, f"{left} inputs were neither acknowledged nor given up within {timeout_s} s"
@@ -158,6 +166,7 @@ class Run:
         )
         self.recorder.sent(line)
         self.sent += line.acknowledged
+        self.owed += not line.owes_nothing
         return line
 
     @contextmanager
@@ -201,7 +210,7 @@ class Run:
     def assert_all_promises_kept(self, *, exactly_once: bool = False, zombies: bool = False) -> Summary:
         """Stop watching and judge the whole run. The summary has the duplicates, for tests that bound them."""
         self.observer.stop()
-        history = self._with_retried_inputs(load(self.history_path))
+        history = self.history()
         found = verify(history, exactly_once=exactly_once, zombies=zombies)
         summary = summarize(history)
         listed = "\n".join(str(violation) for violation in found[:20])
@@ -209,10 +218,14 @@ class Run:
         assert found == [], f"{len(found)} broken promises ({summary}):\n{listed}\n--- the history there\n{story}"
         return summary
 
-    def _with_retried_inputs(self, history: list[Line]) -> list[Line]:
-        """What lies in the topic is an input, though its sender knows of one copy: a broker that is killed can forget
+    def history(self) -> list[Line]:
+        """The whole history, once nothing more comes.
+
+        What lies in the topic is an input, though its sender knows of one copy: a broker that is killed can forget
         what an idempotent producer sent it, and take the retry as new (librdkafka #4953). Read only where answers ask
-        for it; an answer to a place that holds nothing of ours stays a phantom."""
+        for it; an answer to a place that holds nothing of ours stays a phantom.
+        """
+        history = load(self.history_path)
         if not any(violation.promise == "phantom" for violation in verify(history, final=False)):
             return history
         sent = [line for line in history if line["kind"] == "sent"]

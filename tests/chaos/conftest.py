@@ -1,26 +1,23 @@
-"""What the fault tests share: small photographs."""
+"""What the fault tests share: small photographs, and a cluster of three brokers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.models import PHOTOGRAPHS
-
-_SIDES_PX = (64, 80, 96, 112, 128, 144, 160)
+from tests.chaos.harness.cluster import Brokers
+from tests.conftest import or_skip
+from tests.photographs import write_small
 
 
 @pytest.fixture(scope="session")
 def small_photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Cuts of real photographs, 64 to 160 pixels wide and high, as JPEG: about 4 KB each."""
-    from PIL import Image
+    """Cuts of real photographs, about 4 KB each."""
+    return write_small(tmp_path_factory.mktemp("small-photographs"))
 
-    folder = tmp_path_factory.mktemp("small-photographs")
-    found = sorted(PHOTOGRAPHS.glob("*.jpg"))
-    paths = []
-    for number, side_px in enumerate(_SIDES_PX):
-        path = folder / f"photograph-{number}.jpg"
-        with Image.open(found[number % len(found)]) as whole:
-            left, top = (whole.width - side_px) // 2, (whole.height - side_px) // 2
-            whole.convert("RGB").crop((left, top, left + side_px, top + side_px)).save(path, quality=85)
-        paths.append(path)
-    return paths
+
+@pytest.fixture(scope="module")
+def brokers() -> Iterator[Brokers]:
+    """Three brokers of our own behind a fault proxy. They are large: a module has them, not the session."""
+    with or_skip(Brokers) as running:
+        yield running

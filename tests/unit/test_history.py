@@ -442,3 +442,21 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"kind": "res')
     assert [line["kind"] for line in load(path)] == ["reset"]
+
+
+def test_a_partition_whose_last_stable_offset_stays_behind_breaks_i5(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "history.jsonl") as recorder:
+        recorder.ends("predictions", 0, stable=3, high=7)  # before the broker gave the transaction up
+        recorder.ends("predictions", 0, stable=7, high=7)
+        recorder.ends("predictions", 1, stable=3, high=7)
+    history = load(tmp_path / "history.jsonl")
+    (found,) = verify(history)
+    assert (found.promise, found.at_line) == ("I5", 2)
+    assert "predictions[1] ends at 7" in found.message
+    assert verify(history, final=False) == []
+
+
+def test_faults_in_a_history_break_nothing(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "history.jsonl") as recorder:
+        recorder.write("fault", phase="begin", number=0, name="broker killed", params={"broker": 1})
+    assert verify(load(tmp_path / "history.jsonl")) == []

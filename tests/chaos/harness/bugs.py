@@ -1,0 +1,268 @@
+"""Seeded bugs (I8): each a small patch of the service in a replica's process, by `entry`. `cases` has the schedule that
+shows each.
+
+What one of them breaks is a promise, and the harness must see it from outside: by what it reads from the brokers.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_Patch = Callable[[], None]
+
+
+def _commit_before_publish() -> None:
+    """An image counts as finished when the model has answered."""
+    publisher = _settling_once()
+    submit = publisher.submit
+
+    def submitted(self: Any, outcome: Any) -> None:
+        submit(self, outcome)
+        self._on_settled(_settled(outcome.delivery))
+
+    publisher.submit = submitted
+
+
+def _publish_not_awaited() -> None:
+    """... when its event is with the producer, which has yet to send it."""
+    publisher = _settling_once()
+    send = publisher._send
+
+    def sent(self: Any, number: int, produced: Any) -> None:
+        send(self, number, produced)
+        self._on_settled(_settled(produced.outcome.delivery))
+
+    publisher._send = sent
+
+
+def _publish_given_up() -> None:
+    """An event that the broker did not take in time counts as published."""
+    from consumer.errors import OutputUnavailable
+    from consumer.stages.publish import Publisher
+
+    publisher: Any = Publisher
+    failed = publisher._failed
+
+    def given_up(self: Any, failure: Any) -> None:
+        if isinstance(failure.error, OutputUnavailable):
+            self._finished(self._under_way.pop(failure.number).outcome)
+        else:
+            failed(self, failure)
+
+    publisher._failed = given_up
+
+
+def _commit_highest() -> None:
+    """The highest finished offset is committed, with earlier ones still under way."""
+    from consumer.stages.commit import PartitionLedger
+
+    ledger: Any = PartitionLedger
+    close_prefix = ledger._close_prefix
+
+    def close(self: Any) -> None:
+        highest = max((taken.end for taken in self._open if taken.finished), default=0)
+        close_prefix(self)
+        self._finished_to = max(self._finished_to, highest)
+
+    ledger._close_prefix = close
+
+
+def _no_fence() -> None:
+    """Partitions that were lost stay on the books, and are committed."""
+    from consumer.pipeline import Pipeline
+
+    pipeline: Any = Pipeline
+    pipeline.on_lost = lambda _self, _partitions: None
+
+
+def _no_resume() -> None:
+    """A partition that comes back stays paused, as it was left."""
+    from consumer.adapters.kafka.source import KafkaSource
+
+    source: Any = KafkaSource
+    start = source.start
+    seen: set[Any] = set()
+
+    def started(self: Any, lease: Any, offset: int) -> None:
+        start(self, lease, offset)
+        if lease.partition in seen:
+            from confluent_kafka import TopicPartition
+
+            self._consumer.pause([TopicPartition(*lease.partition)])
+        seen.add(lease.partition)
+
+    source.start = started
+
+
+def _lose_window() -> None:
+    """What waits for the model at a revoke is let go of, and counts as finished."""
+    from consumer.flow import Flow
+    from consumer.messages import Abandoned, Batch
+
+    flow: Any = Flow
+    publisher = _settling_once()
+    infer, publish = flow._infer, publisher._publish
+
+    def inferred(self: Any, batch: Any, serving: Any) -> None:
+        kept = tuple(image for image in batch.images if image.job.delivery.lease.wants_new_work)
+        for image in batch.images:
+            if image not in kept:
+                self._leave(Abandoned(image.job.delivery))
+        if kept:
+            infer(self, Batch(kept, batch.closed_by), serving)
+
+    def published(self: Any, outcome: Any) -> None:
+        if isinstance(outcome, Abandoned):
+            self._settle(_settled(outcome.delivery))
+        else:
+            publish(self, outcome)
+
+    flow._infer, publisher._publish = inferred, published
+
+
+def _drop_on_limit() -> None:
+    """Over the dead-letter limit letters are dropped, and their messages committed."""
+    from consumer.stages.dead_letter_limit import Verdict
+    from consumer.stages.publish import Publisher
+
+    publisher: Any = Publisher
+    init = publisher.__init__
+
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        judge = self._limit.judge
+        self._limit.judge = lambda *a, **k: judge(*a, **k) if self._limit.trip is None else "drop"
+
+    def judged(self: Any, rejected: Any) -> None:
+        family, now_s = rejected.error.family, self._clock.monotonic_s()
+        verdict = self._limit.judge(rejected.delivery.partition, family, now_s, undecided=0)
+        if verdict is Verdict.PUBLISH:
+            from consumer.stages.events import dead_letter
+
+            self._produce(rejected, dead_letter(rejected, self._context))
+        else:
+            self._finished(rejected)
+
+    publisher.__init__, publisher._judge = made, judged
+
+
+def _retry_given_up() -> None:
+    """An image that its store keeps failing for is passed over without a letter."""
+    from consumer.errors import StoreFailed
+    from consumer.stages.publish import Publisher
+
+    publisher: Any = Publisher
+    judge = publisher._judge
+
+    def judged(self: Any, rejected: Any) -> None:
+        if isinstance(rejected.error, StoreFailed):
+            self._finished(rejected)
+        else:
+            judge(self, rejected)
+
+    publisher._judge = judged
+
+
+def _event_id_from_clock() -> None:
+    """A redelivery gets another event id."""
+    from consumer.stages import events
+
+    module: Any = events
+    module.event_id = lambda *_args, **_kwargs: f"{time.time_ns():064x}"
+
+
+def _commits_go_back() -> None:
+    """Every third commit is an older one, sent again."""
+    from consumer.adapters.kafka.source import KafkaSource
+
+    source: Any = KafkaSource
+    commit = source.commit
+    history: list[Any] = []
+
+    def committed(self: Any, points: Any) -> None:
+        history.append(points)
+        commit(self, history[-3] if len(history) % 3 == 0 else points)
+
+    source.commit = committed
+
+
+def _keys_out_of_order() -> None:
+    """Whatever is done first is published first."""
+    from consumer.stages.order import KeyOrder
+
+    order: Any = KeyOrder
+    order.took = lambda _self, _delivery: None
+    order.release = lambda _self, outcome: [outcome]
+
+
+def _neighbours_name() -> None:
+    """Each event has the image id of the one before."""
+    from dataclasses import replace
+
+    from consumer.stages import publish
+
+    module: Any = publish
+    label_event = module.label_event
+    names = ["nobody's"]
+
+    def named(labelled: Any, *args: Any) -> Any:
+        names.append(labelled.job.image_id)
+        return label_event(replace(labelled, job=replace(labelled.job, image_id=names[-2])), *args)
+
+    module.label_event = named
+
+
+def _elsewhere() -> None:
+    """By `tests.crashing_replica`, which looks at the same variable."""
+
+
+BUGS: Mapping[str, _Patch] = {
+    "commit-before-publish": _commit_before_publish,
+    "publish-not-awaited": _publish_not_awaited,
+    "publish-given-up": _publish_given_up,
+    "commit-highest": _commit_highest,
+    "commit-taken": _elsewhere,
+    "no-fence": _no_fence,
+    "no-resume": _no_resume,
+    "lose-window": _lose_window,
+    "drop-on-limit": _drop_on_limit,
+    "retry-given-up": _retry_given_up,
+    "event-id-from-clock": _event_id_from_clock,
+    "commits-go-back": _commits_go_back,
+    "keys-out-of-order": _keys_out_of_order,
+    "neighbours-name": _neighbours_name,
+}
+"""By name."""
+
+
+def plant(name: str) -> None:
+    """Put a bug into this process; none where the name is empty."""
+    if name:
+        BUGS[name]()
+
+
+def _settled(delivery: Any) -> Any:
+    from consumer.stages.publish import Settled
+
+    return Settled(delivery, finished=True)
+
+
+def _settling_once() -> Any:
+    """The publisher, whose owner hears of each delivery no more than once: a bug tells it too soon."""
+    from consumer.stages.publish import Publisher
+
+    publisher: Any = Publisher
+    init = publisher.__init__
+
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        tell = kwargs.pop("on_settled")
+        heard: dict[int, Any] = {}
+
+        def once(settled: Any) -> None:
+            if heard.setdefault(id(settled.delivery), settled) is settled:  # kept, so that no id comes again
+                tell(settled)
+
+        init(self, *args, on_settled=once, **kwargs)
+
+    publisher.__init__ = made
+    return publisher

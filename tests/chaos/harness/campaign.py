@@ -1,0 +1,144 @@
+"""Many runs, one after the other, until so many faults have been done. A tally in a file lets it go on later."""
+
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from tests.chaos.harness.cluster import Brokers
+from tests.chaos.harness.episode import Result, run_episode
+from tests.chaos.harness.plan import Guarantee, draw_plan
+
+FAULTS_A_RUN = (20, 40)
+_BROKERS_LAST_RUNS = 10
+"""A cluster is made anew after so many runs, so that what they left behind does not slow the later ones."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been done for one guarantee and one seed; kept in a file between runs."""
+
+    guarantee: str
+    seed: int
+    replicas: tuple[int, int]
+    partitions: tuple[int, int]
+    episodes: int = 0
+    seconds: float = 0.0
+    inputs: int = 0
+    lost: int = 0
+    duplicates: int = 0
+    phantoms: int = 0
+    uncommitted: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    """By kind."""
+    recoveries_s: dict[str, list[float]] = field(default_factory=dict)
+    """By kind."""
+    exits: dict[str, int] = field(default_factory=dict)
+    good_letters: dict[str, int] = field(default_factory=dict)
+    broken: list[dict[str, Any]] = field(default_factory=list)
+    """Of each run that broke a promise: its seed, folder, violations and stories."""
+
+    @property
+    def done(self) -> int:
+        """How many faults."""
+        return sum(self.faults.values())
+
+    def add(self, result: Result) -> None:
+        """One more run."""
+        self.episodes += 1
+        self.seconds = round(self.seconds + result.seconds, 1)
+        self.inputs += result.inputs
+        self.lost += result.lost
+        self.duplicates += result.duplicates
+        self.phantoms += result.phantoms
+        self.uncommitted += result.uncommitted
+        self.faults = dict(Counter(self.faults) + Counter(kind for kind, _ in result.faults))
+        times = defaultdict(list, self.recoveries_s)
+        for kind, recovery_s in result.faults:
+            if recovery_s is not None:
+                times[kind].append(recovery_s)
+        self.recoveries_s = dict(times)
+        self.exits = dict(Counter(self.exits) + Counter(result.exits))
+        self.good_letters = dict(Counter(self.good_letters) + Counter(result.good_letters))
+        if not result.kept:
+            self.broken.append(
+                {
+                    "seed": result.seed,
+                    "folder": result.folder,
+                    "violations": list(result.violations[:20]),
+                    "stories": list(result.stories),
+                }
+            )
+
+
+def load_tally(path: Path) -> Tally:
+    """What an earlier run left."""
+    found = json.loads(path.read_text())
+    return Tally(**found | {name: tuple(found[name]) for name in ("replicas", "partitions")})
+
+
+class Campaign:
+    """Runs of one guarantee and seed in `folder/GUARANTEE-SEED`."""
+
+    def __init__(
+        self,
+        guarantee: Guarantee,
+        seed: int,
+        *,
+        replicas: tuple[int, int],
+        partitions: tuple[int, int],
+        folder: Path,
+        photographs: Sequence[Path],
+    ) -> None:
+        self._guarantee = guarantee
+        self._folder = folder / f"{guarantee}-{seed}"
+        self._photographs = photographs
+        self._path = self._folder / "tally.json"
+        self.tally = Tally(guarantee, seed, replicas, partitions)
+        if self._path.exists():
+            found = load_tally(self._path)
+            if (found.replicas, found.partitions) != (replicas, partitions):
+                raise SystemExit(
+                    f"{self._path} is of other sizes ({found.replicas}, {found.partitions}): another --folder"
+                )
+            self.tally = found
+
+    def run(self, faults: int, progress: Progress, *, say: Callable[[str], None] = lambda _: None) -> None:
+        """Until so many faults are done in all, earlier runs' included. A broken promise does not end it."""
+        task = progress.add_task(f"{self._guarantee}", total=faults, completed=min(self.tally.done, faults))
+        while self.tally.done < faults:
+            with Brokers() as brokers:
+                for _ in range(_BROKERS_LAST_RUNS):
+                    if self.tally.done >= faults:
+                        break
+                    self._one(brokers, faults - self.tally.done, progress, task, say)
+
+    def _one(self, brokers: Brokers, left: int, progress: Progress, task: Any, say: Callable[[str], None]) -> None:
+        tally = self.tally
+        number = tally.episodes
+        seed = random.Random(f"campaign {tally.seed} {number}").randrange(1_000_000_000)
+        how_many = min(random.Random(f"faults {seed}").randint(*FAULTS_A_RUN), left)
+        plan = draw_plan(self._guarantee, seed, how_many, replicas=tally.replicas, partitions=tally.partitions)
+        about = f"run {number} (seed {seed}, {plan.replicas} replicas, {plan.partitions} partitions)"
+        progress.update(task, description=f"{self._guarantee}: {about}")
+        folder = self._folder / f"run-{number:04d}"
+        result = run_episode(plan, brokers, folder, self._photographs)
+        tally.add(result)
+        self._path.write_text(json.dumps(asdict(tally), indent=1) + "\n")
+        progress.update(task, completed=min(tally.done, tally.done + left))
+        for text in result.stories:
+            say(text)
+        if result.kept:
+            _lighten(folder)
+
+
+def _lighten(folder: Path) -> None:
+    """Of a run that kept every promise its plan and its result stay."""
+    for path in folder.iterdir():
+        if path.name not in {"plan.json", "result.json"}:
+            path.unlink()

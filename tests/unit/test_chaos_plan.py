@@ -1,0 +1,77 @@
+"""The schedule of faults follows from its seed, ends what it begins, and never does two things to one."""
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.harness.bugs import BUGS
+from tests.chaos.harness.cases import CASES
+from tests.chaos.harness.cluster import coordinator_partition
+from tests.chaos.harness.faults import ACTIONS
+from tests.chaos.harness.plan import GUARANTEES, KINDS, Guarantee, draw_plan, load_plan, schedule
+
+
+def test_equal_seeds_give_equal_schedules_and_others_give_others() -> None:
+    assert schedule(7, 30, "at_least_once", 3, 6) == schedule(7, 30, "at_least_once", 3, 6)
+    assert schedule(7, 30, "at_least_once", 3, 6) != schedule(8, 30, "at_least_once", 3, 6)
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+@pytest.mark.parametrize("seed", range(20))
+def test_every_fault_ends_and_nothing_has_two_at_a_time(guarantee: Guarantee, seed: int) -> None:
+    replicas = 1 + seed % 6
+    faults = schedule(seed, 40, guarantee, replicas, 4)
+    assert len(faults) == 40
+    for fault in faults:
+        assert fault.for_s >= 0
+        assert guarantee in KINDS[fault.kind].guarantees
+        assert fault.params.get("replica", 0) < replicas
+    for one, other in combinations(faults, 2):
+        if set(one.claims) & set(other.claims):
+            assert one.end_s < other.at_s or other.end_s < one.at_s, (one, other)
+
+
+def test_several_faults_are_on_at_once() -> None:
+    faults = schedule(1, 40, "at_least_once", 3, 6)
+    overlapping = [(a, b) for a, b in combinations(faults, 2) if a.at_s < b.at_s < a.end_s]
+    assert len(overlapping) > 20
+
+
+def test_long_schedules_have_every_kind_of_their_guarantee() -> None:
+    for guarantee in GUARANTEES:
+        drawn = {fault.kind for fault in schedule(1, 1000, guarantee, 3, 6)}
+        assert drawn == {name for name, kind in KINDS.items() if guarantee in kind.guarantees and kind.weight}
+
+
+def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
+    plan = draw_plan("exactly_once", 5, 25)
+    plan.dump(tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+
+
+def test_sizes_are_drawn_within_their_bounds() -> None:
+    plans = [draw_plan("at_least_once", seed, 1, replicas=(2, 4), partitions=(3, 5)) for seed in range(60)]
+    assert {plan.replicas for plan in plans} == {2, 3, 4}
+    assert {plan.partitions for plan in plans} == {3, 4, 5}
+
+
+def test_every_kind_of_fault_can_be_done_and_every_bug_has_its_case() -> None:
+    assert set(ACTIONS) == set(KINDS)
+    assert {case.name for case in CASES} == set(BUGS)
+    assert {fault.kind for case in CASES for fault in case.faults} <= set(KINDS)
+    assert len(BUGS) >= 10
+
+
+def test_a_coordinator_is_found_as_kafka_finds_it() -> None:
+    # "polygenelubricants".hashCode() is Integer.MIN_VALUE, whose absolute value Kafka takes for 0; "abc" is 96354.
+    assert coordinator_partition("polygenelubricants", 10) == 0
+    assert coordinator_partition("abc", 10) == 4
+    assert coordinator_partition("ouzel-images-group", 50) == abs(_java_hash("ouzel-images-group")) % 50
+
+
+def _java_hash(text: str) -> int:
+    code = 0
+    for letter in text:
+        code = (31 * code + ord(letter)) % 2**32
+    return code - 2**32 if code >= 2**31 else code
