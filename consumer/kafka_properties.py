@@ -270,8 +270,11 @@ def transactional_properties(kafka: KafkaSettings, transaction: TransactionSetti
     had before: what a predecessor left open then ends by its own time-out."""
     own_id = transaction.id.replace("{hostname}", hostname)
     any_id = f"{transactional_ids(kafka.group_id, '')}{uuid.uuid4()}"
+    plain = producer_properties(kafka, hostname)
+    if int(plain.get("socket.timeout.ms", 0)) > transaction.timeout_ms:  # librdkafka refuses it, said for all clients
+        plain["socket.timeout.ms"] = transaction.timeout_ms
     return {
-        **producer_properties(kafka, hostname),
+        **plain,
         "transactional.id": own_id or any_id,
         "transaction.timeout.ms": transaction.timeout_ms,
         # librdkafka wants it within the transaction's time. Past that the transaction is undone and done again.

@@ -13,8 +13,10 @@ from consumer.kafka_properties import (
     places,
     producer_properties,
     refusals,
+    transactional_properties,
 )
-from consumer.settings_tables import KafkaSettings, Property, RawProperties
+from consumer.names import transactional_ids
+from consumer.settings_tables import KafkaSettings, Property, RawProperties, TransactionSettings
 
 
 @pytest.mark.parametrize("table", ["client", "consumer", "producer", "admin"])
@@ -211,3 +213,14 @@ def test_a_secret_is_known_by_its_name(name: str) -> None:
 )
 def test_what_is_no_secret_is_shown(name: str) -> None:
     assert not is_secret(name)
+
+
+def test_a_transactional_producer_waits_no_longer_than_its_transaction() -> None:
+    kafka = KafkaSettings(client={"socket.timeout.ms": "60000"})
+    transaction = TransactionSettings(timeout_ms=5_000, id="ouzel-{hostname}")
+    found = transactional_properties(kafka, transaction, "h1")
+    assert (found["socket.timeout.ms"], found["message.timeout.ms"], found["transaction.timeout.ms"]) == (5_000,) * 3
+    assert found["transactional.id"] == "ouzel-h1"
+    other = [transactional_properties(kafka, TransactionSettings(), "h1")["transactional.id"] for _ in range(2)]
+    assert len(set(other)) == 2
+    assert all(str(each).startswith(transactional_ids(kafka.group_id, "")) for each in other)
