@@ -155,7 +155,7 @@ def with_crash_points(ports: Ports, *, crash: Points | None = None, slow_s: Call
     )
 
 
-_in_transactions: list[CrashPoint] = []
+_in_transactions: list[Points] = []
 
 
 class CrashingProducer(Producer):

@@ -133,17 +133,15 @@ def _drop_on_limit() -> None:
         judge = self._limit.judge
         self._limit.judge = lambda *a, **k: judge(*a, **k) if self._limit.trip is None else "drop"
 
-    def judged(self: Any, rejected: Any) -> None:
-        family, now_s = rejected.error.family, self._clock.monotonic_s()
-        verdict = self._limit.judge(rejected.delivery.partition, family, now_s, undecided=0)
-        if verdict is Verdict.PUBLISH:
+    def published(self: Any, rejected: Any) -> None:
+        if self._judge(rejected) is Verdict.PUBLISH:
             from consumer.stages.events import dead_letter
 
             self._produce(rejected, dead_letter(rejected, self._context))
         else:
             self._finished(rejected)
 
-    publisher.__init__, publisher._judge = made, judged
+    publisher.__init__, publisher._publish_letter = made, published
 
 
 def _retry_given_up() -> None:
@@ -152,15 +150,15 @@ def _retry_given_up() -> None:
     from consumer.stages.publish import Publisher
 
     publisher: Any = Publisher
-    judge = publisher._judge
+    publish = publisher._publish_letter
 
-    def judged(self: Any, rejected: Any) -> None:
+    def published(self: Any, rejected: Any) -> None:
         if isinstance(rejected.error, StoreFailed):
             self._finished(rejected)
         else:
-            judge(self, rejected)
+            publish(self, rejected)
 
-    publisher._judge = judged
+    publisher._publish_letter = published
 
 
 def _event_id_from_clock() -> None:
@@ -212,6 +210,52 @@ def _neighbours_name() -> None:
     module.label_event = named
 
 
+# --- exactly once ---------------------------------------------------------------------------------------------------
+
+
+def _two_transactions() -> None:
+    """Events are committed first, and the offsets that they answer a moment later."""
+    from consumer.adapters.kafka.transactional_sink import TransactionalSink
+
+    sink: Any = TransactionalSink
+    end = sink._end
+
+    def ended(self: Any, points: Any, me: Any) -> None:
+        if self._open:
+            self._producer.commit_transaction(30)
+            self._settled()
+            time.sleep(0.3)
+        end(self, points, me)
+
+    sink._end = ended
+
+
+def _unknown_is_committed() -> None:
+    """A transaction of which nobody knows how it ended counts as committed."""
+    from dataclasses import replace
+
+    from consumer.adapters.kafka.transactional_sink import TransactionalSink
+
+    sink: Any = TransactionalSink
+    end = sink._end
+
+    def ended(self: Any, points: Any, me: Any) -> None:
+        end(self, points, me)
+        if "fenced" in self._answer.undone:
+            self._answer = replace(self._answer, committed=dict(points), undone="")
+
+    sink._end = ended
+
+
+def _keys_in_transactions() -> None:
+    """Outcomes leave in the order of their key: what is in a transaction is no prefix of the partition."""
+    from consumer.stages.order import KeyOrder
+
+    order: Any = KeyOrder
+    init = order.__init__
+    order.__init__ = lambda self, **_options: init(self)
+
+
 def _elsewhere() -> None:
     """By `tests.crashing_replica`, which looks at the same variable."""
 
@@ -231,6 +275,9 @@ BUGS: Mapping[str, _Patch] = {
     "commits-go-back": _commits_go_back,
     "keys-out-of-order": _keys_out_of_order,
     "neighbours-name": _neighbours_name,
+    "two-transactions": _two_transactions,
+    "unknown-is-committed": _unknown_is_committed,
+    "keys-in-transactions": _keys_in_transactions,
 }
 """By name."""
 

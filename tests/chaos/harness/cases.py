@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.chaos.harness.episode import Result
-from tests.chaos.harness.plan import BROKER_NUMBERS, SESSION_S, Fault, Guarantee, Plan
+from tests.chaos.harness.plan import BROKER_NUMBERS, SESSION_S, TRANSACTION_TIMEOUT_S, Fault, Guarantee, Plan
 from tests.history import Promise
 
 
@@ -50,6 +50,8 @@ _EACH_BROKER_OUT_OF_REACH = tuple(
 )
 """Events for one broker wait while offsets are committed at another."""
 _MANY = {"partitions": 6}
+_LONG_SESSION = {"OUZEL_KAFKA__CONSUMER__SESSION_TIMEOUT_MS": "20000"}
+"""So that only the transaction times out."""
 
 CASES: tuple[Case, ...] = (
     Case("commit-before-publish", frozenset({"I1", "I2"}), _EACH_BROKER_OUT_OF_REACH, sizes=_MANY, quick=True),
@@ -142,5 +144,28 @@ CASES: tuple[Case, ...] = (
         sizes={"keys": 2, "by_reference": 0.5},
     ),
     Case("neighbours-name", frozenset({"altered"}), (), sizes={"seconds": 3.0}),
+    Case(
+        "two-transactions",
+        frozenset({"I1"}),
+        tuple(Fault(2.0 + 3.0 * number, "replica killed", {"replica": 0}, 0.5) for number in range(4)),
+        guarantee="exactly_once",
+    ),
+    Case(
+        "unknown-is-committed",
+        frozenset({"I1", "I6"}),
+        (Fault(2.0, "replica stopped past its transaction", {"replica": 0}, TRANSACTION_TIMEOUT_S + 4.0),),
+        guarantee="exactly_once",
+        settings=_LONG_SESSION,
+    ),
+    Case(
+        "keys-in-transactions",
+        frozenset({"I1"}),
+        (
+            Fault(1.0, "slow store", {"seconds": 1.0}, 9.0),
+            *(Fault(3.0 + 3.0 * number, "replica killed", {"replica": 0}, 0.5) for number in range(3)),
+        ),
+        guarantee="exactly_once",
+        sizes={"keys": 0, "by_reference": 0.5},
+    ),
 )
 """Every bug of `bugs.BUGS`."""

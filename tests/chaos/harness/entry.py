@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from consumer.adapters.kafka import transactional_sink
 from consumer.bootstrap import Ports
 from consumer.errors import Fatal
 from consumer.service import end_service, run_service
 from consumer.settings import load
 from tests.chaos.harness.bugs import plant
-from tests.crashing_replica import CrashPoint, Wrapped, with_crash_points
+from tests.crashing_replica import CrashingProducer, CrashPoint, Wrapped, with_crash_points
 
 _LOOK_S = 0.05
 
@@ -89,6 +90,7 @@ class Ear:
 def main() -> None:
     """What `ouzel run` does."""
     plant(os.environ.get("OUZEL_TEST_BUG", ""))
+    transactional_sink.Producer = CrashingProducer  # type: ignore[attr-defined]
     ear = Ear(Path(os.environ["OUZEL_TEST_CONTROL"]))
 
     def wrap(ports: Ports) -> Ports:

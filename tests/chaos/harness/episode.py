@@ -25,7 +25,7 @@ from tests.runs import Run
 
 _TURN_S = 0.1
 _VERIFY_EVERY_S = 10.0
-_READY_S = 60.0
+_READY_S = 180.0
 _SETTLE_S = 60.0
 """For transactions to end, and for the observer's last round."""
 

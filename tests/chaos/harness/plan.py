@@ -26,6 +26,7 @@ _MEAN_GAP_S = 1.5
 _TRIES = 20
 
 CRASH_POINTS = ("fetched", "decoded", "predicted", "produced", "delivered", "before-commit", "after-commit")
+_IN_TRANSACTIONS = ("offsets-sent", "ended")
 # Kafka's numbers of requests: https://kafka.apache.org/protocol#protocol_api_keys
 APIS = {"Produce": 0, "OffsetCommit": 8, "JoinGroup": 11, "EndTxn": 26, "TxnOffsetCommit": 28, "ShareAcknowledge": 79}
 _APIS_OF: Mapping[Guarantee, tuple[str, ...]] = {
@@ -111,7 +112,8 @@ def _seconds(dice: random.Random, low_s: float, high_s: float) -> float:
 
 def _crash(dice: random.Random, sizes: Sizes) -> Drawn:
     number = _replica(dice, sizes)
-    params = {"replica": number, "point": dice.choice(CRASH_POINTS), "count": dice.randint(1, 8)}
+    points = CRASH_POINTS + (_IN_TRANSACTIONS if sizes.guarantee == "exactly_once" else ())
+    params = {"replica": number, "point": dice.choice(points), "count": dice.randint(1, 8)}
     return Drawn(params, _seconds(dice, 3, 6), (f"replica {number}",))
 
 
