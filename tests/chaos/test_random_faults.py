@@ -12,7 +12,7 @@ from tests.chaos.harness.plan import Guarantee, draw_plan
 
 pytestmark = pytest.mark.kafka
 
-TRIED: tuple[Guarantee, ...] = ("at_least_once",)
+TRIED: tuple[Guarantee, ...] = ("at_least_once", "exactly_once")
 SEED = 20
 FAULTS = 14
 

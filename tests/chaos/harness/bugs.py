@@ -230,21 +230,19 @@ def _two_transactions() -> None:
     sink._end = ended
 
 
-def _unknown_is_committed() -> None:
-    """A transaction of which nobody knows how it ended counts as committed."""
-    from dataclasses import replace
+def _undone_is_forgotten() -> None:
+    """What a transaction held that was undone is not done again."""
+    from consumer.pipeline import Pipeline
 
-    from consumer.adapters.kafka.transactional_sink import TransactionalSink
+    pipeline: Any = Pipeline
 
-    sink: Any = TransactionalSink
-    end = sink._end
+    def undo(self: Any, _why: str) -> None:
+        if not self._ending.undoing:
+            self._ending.undoing, self._ending.to_commit, self._ending.sealing = True, False, True
+            self._publisher.halt()
+            self._transactions.undo()
 
-    def ended(self: Any, points: Any, me: Any) -> None:
-        end(self, points, me)
-        if "fenced" in self._answer.undone:
-            self._answer = replace(self._answer, committed=dict(points), undone="")
-
-    sink._end = ended
+    pipeline._undo = undo
 
 
 def _keys_in_transactions() -> None:
@@ -276,7 +274,7 @@ BUGS: Mapping[str, _Patch] = {
     "keys-out-of-order": _keys_out_of_order,
     "neighbours-name": _neighbours_name,
     "two-transactions": _two_transactions,
-    "unknown-is-committed": _unknown_is_committed,
+    "undone-is-forgotten": _undone_is_forgotten,
     "keys-in-transactions": _keys_in_transactions,
 }
 """By name."""
