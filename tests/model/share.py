@@ -1,0 +1,186 @@
+"""The protocol of `delivery.guarantee = "share"`, small enough to look at every state.
+
+A record is acquired under a lock, counted, and acknowledged once its event or dead letter is with the broker. A lock
+may lapse at any time, whoever holds it; a record that comes back at the limit of its count is gone without a word.
+Some records end every replica that tries to label them; the store may be down.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from tests.model.explore import Step
+
+Bug = Literal[
+    "accept before publish",
+    "ignore the limit",
+    "release in an outage",
+    "publish the letter after accepting",
+]
+
+FREE = -1
+
+
+class Size(NamedTuple):
+    """How much is explored."""
+
+    records: str = "gp"
+    """g is a good one, p ends the replica that labels it."""
+    replicas: int = 2
+    limit: int = 4
+    crashes: int = 1
+    lapses: int = 1
+    """Locks that lapse while their replica is at work."""
+    outages: int = 1
+    """How often the store goes down."""
+
+
+class Record(NamedTuple):
+    """What the share group knows of a record."""
+
+    holder: int = FREE
+    count: int = 0
+    """How often it was delivered."""
+    state: Literal["there", "accepted", "discarded"] = "there"
+    answered: bool = False
+    """Whether an event or a letter of it is with the broker."""
+
+
+class Replica(NamedTuple):
+    """What a replica knows."""
+
+    hand: int = FREE
+    """The record that it has."""
+    step: Literal["holds", "published", "accepted"] = "holds"
+    count: int = 0
+    """How often its record was delivered, when it came."""
+    outage: bool = False
+    """Whether it knows that the store is down."""
+
+
+class State(NamedTuple):
+    """Everything."""
+
+    records: tuple[Record, ...]
+    replicas: tuple[Replica, ...]
+    up: bool
+    crashes: int
+    lapses: int
+    outages: int
+
+
+def put(items: tuple, at: int, item: object) -> tuple:  # type: ignore[type-arg]
+    """The same with one of them another."""
+    return (*items[:at], item, *items[at + 1 :])
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The model; with a bug in it, if one is named."""
+
+    size: Size = Size()
+    bug: Bug | None = None
+
+    def start(self) -> State:
+        """Nothing is acquired."""
+        size = self.size
+        records, replicas = (Record(),) * len(size.records), (Replica(),) * size.replicas
+        return State(records, replicas, True, size.crashes, size.lapses, size.outages)
+
+    def broken(self, state: State) -> str:
+        """See `Model`. A record that is gone has its event or letter, or the replica that accepted it still has."""
+        for number, record in enumerate(state.records):
+            if record.state == "discarded" and not record.answered:
+                return f"I1: record {number} was discarded at the limit, without an event or a letter"
+            if record.state == "accepted" and not record.answered:
+                return f"I1: record {number} was accepted, and has neither event nor letter"
+        return ""
+
+    def done(self, state: State) -> bool:
+        """See `Model`."""
+        return all(record.state != "there" for record in state.records)
+
+    def steps(self, state: State) -> Iterator[Step[State]]:
+        """See `Model`."""
+        for number, replica in enumerate(state.replicas):
+            name = "ABCDEF"[number]
+            if replica.hand == FREE:
+                yield from self._acquire(state, number, name)
+            else:
+                yield from self._work(state, number, name)
+            if state.crashes and replica != Replica():
+                crashed = self._with(state, number, Replica())._replace(crashes=state.crashes - 1)
+                yield Step((name, "crashes and starts again"), crashed, fault=True)
+        yield from self._locks(state)
+        if state.up and state.outages:
+            yield Step(("the store goes down",), state._replace(up=False, outages=state.outages - 1), fault=True)
+        if not state.up:
+            well = tuple(each._replace(outage=False) for each in state.replicas)
+            yield Step(("the store is back",), state._replace(up=True, replicas=well))
+
+    def _acquire(self, state: State, number: int, name: str) -> Iterator[Step[State]]:
+        """Nothing is polled in an outage."""
+        if state.replicas[number].outage and self.bug != "release in an outage":
+            return
+        for place, record in enumerate(state.records):
+            if record.state == "there" and record.holder == FREE:
+                taken = record._replace(holder=number, count=record.count + 1)
+                holds = state.replicas[number]._replace(hand=place, step="holds", count=taken.count)
+                there = state._replace(records=put(state.records, place, taken))
+                yield Step((name, f"acquires {place}, delivery {taken.count}"), self._with(there, number, holds))
+
+    def _work(self, state: State, number: int, name: str) -> Iterator[Step[State]]:
+        replica = state.replicas[number]
+        place, record = replica.hand, state.records[replica.hand]
+        letter = replica.count >= self.size.limit - 1 and self.bug != "ignore the limit"
+        early = self.bug == "accept before publish" or (letter and self.bug == "publish the letter after accepting")
+        if replica.step == "published" or (early and replica.step == "holds"):
+            accepted = state
+            if record.holder == number and record.state == "there":  # else the lock has lapsed, and it is refused
+                gone = record._replace(state="accepted", holder=FREE)
+                accepted = state._replace(records=put(state.records, place, gone))
+            after = replica._replace(step="accepted") if early else replica._replace(hand=FREE)
+            yield Step((name, f"accepts {place}"), self._with(accepted, number, after))
+        elif letter:
+            yield Step((name, f"writes the letter of {place}"), self._published(state, number, early=early))
+        elif self.size.records[place] == "p":
+            yield Step((name, f"is ended by {place}"), self._with(state, number, Replica()))
+        elif state.up:
+            yield Step((name, f"publishes {place}"), self._published(state, number, early=early))
+        elif self.bug == "release in an outage":
+            released = self._with(self._came_back(state, place), number, Replica(outage=True))
+            yield Step((name, f"releases {place}, as the store is down"), released)
+        elif not replica.outage:
+            yield Step((name, f"cannot fetch {place}"), self._with(state, number, replica._replace(outage=True)))
+        elif record.holder != number:
+            yield Step((name, f"lets go of {place}"), self._with(state, number, Replica(outage=True)))
+
+    def _published(self, state: State, number: int, *, early: bool) -> State:
+        replica = state.replicas[number]
+        answered = state.records[replica.hand]._replace(answered=True)
+        there = state._replace(records=put(state.records, replica.hand, answered))
+        after = replica._replace(hand=FREE) if early else replica._replace(step="published")
+        return self._with(there, number, after)
+
+    def _locks(self, state: State) -> Iterator[Step[State]]:
+        """A lock lapses by itself where nobody is at work under it."""
+        for place, record in enumerate(state.records):
+            if record.holder == FREE or record.state != "there":
+                continue
+            holder = state.replicas[record.holder]
+            at_work = holder.hand == place and not holder.outage
+            back = self._came_back(state, place)
+            if not at_work:
+                yield Step((f"the lock on {place} lapses",), back)
+            elif state.lapses:
+                slow = back._replace(lapses=state.lapses - 1)
+                yield Step((f"the lock on {place} lapses under its replica",), slow, fault=True)
+
+    def _came_back(self, state: State, place: int) -> State:
+        record = state.records[place]._replace(holder=FREE)
+        if record.count >= self.size.limit:
+            record = record._replace(state="discarded")
+        return state._replace(records=put(state.records, place, record))
+
+    def _with(self, state: State, number: int, replica: Replica) -> State:
+        return state._replace(replicas=put(state.replicas, number, replica))
