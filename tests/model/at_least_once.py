@@ -107,7 +107,7 @@ def put(items: tuple, at: int, item: object) -> tuple:  # type: ignore[type-arg]
 class AtLeastOnce:
     """The model; with a bug in it, if one is named."""
 
-    size: Size = Size()
+    size: Size
     bug: Bug | None = None
 
     def start(self) -> State:
@@ -184,7 +184,9 @@ class AtLeastOnce:
                 finished = finished._replace(leases=put(finished.leases, partition, ended))
             yield Step((name, f"has published {partition}/{message}"), self._with(written, number, finished))
             if state.left.failures:
-                again = Step((name, f"has published {partition}/{message}, not acknowledged"), self._failed(written), True)
+                again = Step(
+                    (name, f"has published {partition}/{message}, not acknowledged"), self._failed(written), True
+                )
                 yield again  # it stays at the head, and is produced again
 
     def _producible(self, replica: Replica) -> Iterator[tuple[int, int]]:
@@ -269,7 +271,9 @@ class AtLeastOnce:
                 told = replica._replace(requests=rest)
                 if request.state == "done":
                     told = told._replace(leases=tuple(map(_rebased, told.leases, request.points)))
-                yield Step((name, f"is told that its commit of {words} is {request.state}"), self._with(state, number, told))
+                yield Step(
+                    (name, f"is told that its commit of {words} is {request.state}"), self._with(state, number, told)
+                )
 
     def _dead(self, state: State, number: int, name: str) -> Iterator[Step[State]]:
         if state.inside[number]:
@@ -354,11 +358,11 @@ class AtLeastOnce:
 
     def _abandoned(self, state: State, number: int, partitions: list[int]) -> State:
         replica = state.replicas[number]
-        leases = tuple(
-            lease._replace(finished=(1 << len(self.size.partitions[part])) - 1) if lease and part in partitions else lease
-            for part, lease in enumerate(replica.leases)
-        )
-        return self._with(state, number, replica._replace(leases=leases, under_way=()))
+        leases = list(replica.leases)
+        for partition in partitions:
+            lease, everything = leases[partition], (1 << len(self.size.partitions[partition])) - 1
+            leases[partition] = lease and lease._replace(finished=everything)
+        return self._with(state, number, replica._replace(leases=tuple(leases), under_way=()))
 
     def _crash(self, state: State, number: int) -> State:
         """A commit that was sent may still arrive."""

@@ -135,7 +135,7 @@ def put(items: tuple, at: int, item: object) -> tuple:  # type: ignore[type-arg]
 class ExactlyOnce:
     """The model; with a bug in it, if one is named."""
 
-    size: Size = Size()
+    size: Size
     bug: Bug | None = None
 
     def start(self) -> State:
@@ -358,9 +358,8 @@ class ExactlyOnce:
             log = put(state.log, partition, (*state.log[partition], (message, number)))
             written = replica._replace(under_way=replica.under_way[1:])
             ongoing = transaction._replace(state="ongoing")
-            yield Step(
-                (name, f"has written {partition}/{message}"), self._with(state._replace(log=log), number, written, ongoing)
-            )
+            there = self._with(state._replace(log=log), number, written, ongoing)
+            yield Step((name, f"has written {partition}/{message}"), there)
 
     def _points(self, state: State, number: int) -> tuple[int | None, ...]:
         """The commit points of all that it has."""
@@ -397,7 +396,9 @@ class ExactlyOnce:
             state = self._commit(state, points)
             sent = sent._replace(points=(None,) * len(points))
         words = ", ".join(f"{partition}: {point}" for partition, point in enumerate(points) if point is not None)
-        return Step((name, f"sends offsets {words}"), self._with(state, number, replica._replace(phase="offsets sent"), sent))
+        return Step(
+            (name, f"sends offsets {words}"), self._with(state, number, replica._replace(phase="offsets sent"), sent)
+        )
 
     def _committed(self, state: State, number: int) -> State:
         """The transaction is over. What was revoked ends while nothing can be produced."""
@@ -416,9 +417,7 @@ class ExactlyOnce:
         state = self._end(state, number, given)
         state = self._with(state, number, state.replicas[number]._replace(handing_over=False))
         for partition in given:
-            state = state._replace(
-                owner=put(state.owner, partition, -1), moving=put(state.moving, partition, False)
-            )
+            state = state._replace(owner=put(state.owner, partition, -1), moving=put(state.moving, partition, False))
         return state
 
     def _end(self, state: State, number: int, partitions: list[int]) -> State:

@@ -16,6 +16,7 @@ Bug = Literal[
     "ignore the limit",
     "release in an outage",
     "publish the letter after accepting",
+    "hold the letter back in an outage",
 ]
 
 FREE = -1
@@ -27,7 +28,10 @@ class Size(NamedTuple):
     records: str = "gp"
     """g is a good one, p ends the replica that labels it."""
     replicas: int = 2
-    limit: int = 4
+    limit: int = 5
+    """Where the broker discards a record that comes back."""
+    margin: int = 1
+    """How many deliveries before the last one a record goes to the dead letters, unlabelled."""
     crashes: int = 1
     lapses: int = 1
     """Locks that lapse while their replica is at work."""
@@ -42,8 +46,8 @@ class Record(NamedTuple):
     count: int = 0
     """How often it was delivered."""
     state: Literal["there", "accepted", "discarded"] = "there"
-    answered: bool = False
-    """Whether an event or a letter of it is with the broker."""
+    answer: Literal["", "event", "letter"] = ""
+    """What of it came to the broker first."""
 
 
 class Replica(NamedTuple):
@@ -78,7 +82,7 @@ def put(items: tuple, at: int, item: object) -> tuple:  # type: ignore[type-arg]
 class Share:
     """The model; with a bug in it, if one is named."""
 
-    size: Size = Size()
+    size: Size
     bug: Bug | None = None
 
     def start(self) -> State:
@@ -90,10 +94,13 @@ class Share:
     def broken(self, state: State) -> str:
         """See `Model`. A record that is gone has its event or letter, or the replica that accepted it still has."""
         for number, record in enumerate(state.records):
-            if record.state == "discarded" and not record.answered:
+            if record.state == "discarded" and not record.answer:
                 return f"I1: record {number} was discarded at the limit, without an event or a letter"
-            if record.state == "accepted" and not record.answered:
+            if record.state == "accepted" and not record.answer:
                 return f"I1: record {number} was accepted, and has neither event nor letter"
+            spared = state.crashes == self.size.crashes and state.lapses == self.size.lapses
+            if record.answer == "letter" and self.size.records[number] == "g" and spared:
+                return f"the good record {number} became a dead letter, for no more than an outage"
         return ""
 
     def done(self, state: State) -> bool:
@@ -132,8 +139,11 @@ class Share:
     def _work(self, state: State, number: int, name: str) -> Iterator[Step[State]]:
         replica = state.replicas[number]
         place, record = replica.hand, state.records[replica.hand]
-        letter = replica.count >= self.size.limit - 1 and self.bug != "ignore the limit"
+        letter = self._letter_due(replica)
         early = self.bug == "accept before publish" or (letter and self.bug == "publish the letter after accepting")
+        if not state.up and not replica.outage and replica.step == "holds":
+            knows = self._with(state, number, replica._replace(outage=True))
+            yield Step((name, "hears from another record that the store is down"), knows)
         if replica.step == "published" or (early and replica.step == "holds"):
             accepted = state
             if record.holder == number and record.state == "there":  # else the lock has lapsed, and it is refused
@@ -142,11 +152,11 @@ class Share:
             after = replica._replace(step="accepted") if early else replica._replace(hand=FREE)
             yield Step((name, f"accepts {place}"), self._with(accepted, number, after))
         elif letter:
-            yield Step((name, f"writes the letter of {place}"), self._published(state, number, early=early))
+            yield Step((name, f"writes the letter of {place}"), self._published(state, number, "letter", early=early))
         elif self.size.records[place] == "p":
             yield Step((name, f"is ended by {place}"), self._with(state, number, Replica()))
         elif state.up:
-            yield Step((name, f"publishes {place}"), self._published(state, number, early=early))
+            yield Step((name, f"publishes {place}"), self._published(state, number, "event", early=early))
         elif self.bug == "release in an outage":
             released = self._with(self._came_back(state, place), number, Replica(outage=True))
             yield Step((name, f"releases {place}, as the store is down"), released)
@@ -155,9 +165,16 @@ class Share:
         elif record.holder != number:
             yield Step((name, f"lets go of {place}"), self._with(state, number, Replica(outage=True)))
 
-    def _published(self, state: State, number: int, *, early: bool) -> State:
+    def _letter_due(self, replica: Replica) -> bool:
+        """Whether its record is given up. A letter needs no store: an outage is no reason to wait."""
+        if self.bug == "ignore the limit" or (self.bug == "hold the letter back in an outage" and replica.outage):
+            return False
+        return replica.count >= self.size.limit - self.size.margin
+
+    def _published(self, state: State, number: int, answer: Literal["event", "letter"], *, early: bool) -> State:
         replica = state.replicas[number]
-        answered = state.records[replica.hand]._replace(answered=True)
+        record = state.records[replica.hand]
+        answered = record._replace(answer=record.answer or answer)
         there = state._replace(records=put(state.records, replica.hand, answered))
         after = replica._replace(hand=FREE) if early else replica._replace(step="published")
         return self._with(there, number, after)
@@ -168,7 +185,7 @@ class Share:
             if record.holder == FREE or record.state != "there":
                 continue
             holder = state.replicas[record.holder]
-            at_work = holder.hand == place and not holder.outage
+            at_work = holder.hand == place and (not holder.outage or self._letter_due(holder))
             back = self._came_back(state, place)
             if not at_work:
                 yield Step((f"the lock on {place} lapses",), back)
