@@ -83,17 +83,19 @@ class GroupCluster(FakeCluster):
         """An offset without a record: the end of a transaction, or one that was aborted."""
         self.logs[partition].end += 1
 
-    def write_output(self, record: OutputRecord) -> None:
-        """An event or a letter is in the log."""
+    def write_output(self, record: OutputRecord) -> tuple[int, int]:
+        """An event or a letter is there to be read; returns the partition and offset of the input that it answers."""
         self._outputs += 1
         output = read_output(_Written(record, self._outputs), dead_letters=LETTERS)  # type: ignore[arg-type]
         assert output is not None
-        self.answered.add((output.source_partition, output.source_offset))
+        answers = (output.source_partition, output.source_offset)
+        self.answered.add(answers)
         self._note("output", form=output.form, topic=output.topic, partition=output.partition, offset=output.offset,
                    key=output.key, source_topic=output.source_topic, source_partition=output.source_partition,
                    source_offset=output.source_offset, image_id=output.image_id, event_id=output.event_id,
                    model_digest=output.model_digest, labels=list(output.labels), sha256=output.sha256,
                    error=output.error, headers={})  # fmt: skip
+        return answers
 
     # --- the group --------------------------------------------------------------------------------------------------
 
@@ -142,14 +144,19 @@ class GroupCluster(FakeCluster):
         if member not in self.members or generation != self.generation:
             return False
         for partition, point in points.items():
-            self._judge(member, partition, point.offset)
-        self.committed.update(points)
-        self._sample()
+            if self.last_owners[partition] is not member:
+                raise PromiseBroken(f"I3: {partition} was committed at {point.offset} by a member that does not own it")
+        self.land(points)
         return True
 
-    def _judge(self, member: "GroupSource", partition: Partition, offset: int) -> None:
-        if self.last_owners[partition] is not member:
-            raise PromiseBroken(f"I3: {partition} was committed at {offset} by a member that does not own it")
+    def land(self, points: Mapping[Partition, CommitPoint]) -> None:
+        """These are committed."""
+        for partition, point in points.items():
+            self._judge(partition, point.offset)
+        self.committed.update(points)
+        self._sample()
+
+    def _judge(self, partition: Partition, offset: int) -> None:
         before = self.committed.get(partition)
         if before is not None and offset < before.offset:
             raise PromiseBroken(f"I3: {partition} went back from {before.offset} to {offset}")

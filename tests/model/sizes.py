@@ -29,6 +29,10 @@ EXACTLY_ONCE = Sizes(
     large=[exactly_once.Size(("ab",)), exactly_once.Size(("a", "a"))],
 )
 SHARE = Sizes(
-    quick=[share.Size("gp", crashes=1, lapses=0), share.Size("gp", crashes=0, lapses=1), share.Size("gp", limit=6, margin=2)],
+    quick=[
+        share.Size("gp", crashes=1, lapses=0),
+        share.Size("gp", crashes=0, lapses=1),
+        share.Size("gp", limit=6, margin=2),
+    ],
     large=[share.Size("gpp", limit=6, margin=2)],
 )
