@@ -270,11 +270,11 @@ class StepReplica:
             self.questions.asked.popleft()()
 
     def hear(self) -> None:
-        """It learns, in its next poll, that the group has put it out; then it joins again."""
+        """It learns that the group has put it out, and joins again. What else the group had to say is of no account."""
+        self.source._script.clear()
         if self.source.assigned:
             self.source.lose(*sorted(self.source.assigned))
-        self.source._script = deque(each for each in self.source._script if each[0] == "lose")
-        self.source.poll(0.0)
+            self.source._run_script()
         self.cluster.join(self.source)
 
     def stop(self) -> None:
@@ -284,16 +284,21 @@ class StepReplica:
         self.pipeline._close()
         self.cluster.put_out(self.source)
 
-    def work(self) -> None:
+    def work(self, *, last_first: bool = False) -> None:
         """All that can be done without the owner is done."""
         self.flow.try_again()
-        while self.flow.new or self.flow.at_work:
+        while self.flow.new:
             self.flow.begin()
-            self.flow.finish()
-        while self.publisher.turn() or self.sink.under_way:
-            self.sink.write()
+        while self.flow.at_work:
+            self.flow.finish(-1 if last_first else 0)
+        self.publish()
         while self.questions.asked:
             self.answer()
+
+    def publish(self) -> None:
+        """All that has its outcome is published and acknowledged."""
+        while self.publisher.turn() or self.sink.under_way:
+            self.sink.write()
 
     def _idle(self) -> None:
         match self.plan.popleft() if self.plan else "nothing":
