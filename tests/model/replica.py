@@ -31,6 +31,7 @@ from consumer.stages.intake import ByteBudget, Intake
 from consumer.stages.publish import Publisher
 from tests.fakes import Done, FakeClock, FakeGroupView, FakeRuntime
 from tests.model.group import LETTERS, OUTPUT, TOPIC, GroupCluster, GroupSource
+from tests.model.transactions import StableView, StepTransactions, TransactionalCluster
 
 IDLE_S = 1.0
 DRAIN_S = 6.0
@@ -148,7 +149,10 @@ class StepFlow:
 
 
 class StepPublisher(Publisher):
-    """The publisher without its thread."""
+    """The publisher without its thread. What waits for it lets the world go on."""
+
+    idle: Callable[[], None] = staticmethod(lambda: None)
+    """Lets the world go on by a step."""
 
     def start(self) -> None:
         """Nothing runs by itself."""
@@ -162,7 +166,18 @@ class StepPublisher(Publisher):
         if item is not None:
             self._accept(item)
         self._redo_when_settled()
+        self._come_to_rest()
         return item is not None
+
+    def wait_sealed(self, timeout_s: float) -> bool:
+        """See `Publisher`."""
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        while not self.sealed:
+            if not self.turn() and not self.sealed:
+                if self._clock.monotonic_s() >= deadline_s:
+                    return False
+                self.idle()
+        return True
 
 
 class StepSink:
@@ -200,11 +215,18 @@ class StepSink:
 class StepReplica:
     """The real loop and publisher on a member of the group. At most four messages in flight, eight uncommitted."""
 
+    sink: StepSink | StepTransactions
+
     def __init__(self, cluster: GroupCluster) -> None:
+        """On a `TransactionalCluster` it is one of exactly-once."""
         self.cluster = cluster
         self.clock = FakeClock()
         self.source = GroupSource(cluster, self.clock)
-        self.sink = StepSink(cluster)
+        self.transactions: StepTransactions | None = None
+        if isinstance(cluster, TransactionalCluster):
+            self.sink = self.transactions = StepTransactions(cluster, self.source)
+        else:
+            self.sink = StepSink(cluster)
         self.plan: deque[str] = deque()
         """What happens while the owner waits in a drain, a step for each wait; then nothing, until its time is over."""
         self.crash: BaseException | None = None
@@ -215,7 +237,7 @@ class StepReplica:
         observer = Observer(_METRICS, self.clock)
         self.pipeline = Pipeline(
             source=self.source,
-            view=FakeGroupView(cluster),
+            view=StableView(cluster) if isinstance(cluster, TransactionalCluster) else FakeGroupView(cluster),
             intake=Intake(max_messages=4, max_bytes=100_000, max_uncommitted=8),
             budget=budget,
             limit=limit,
@@ -232,6 +254,7 @@ class StepReplica:
                 exit_on_limit=False,
                 ignore_earlier_trips=False,
             ),
+            transactions=self.transactions,
         )
         self.pipeline._questions.shutdown()
         self.questions = _Questions()
@@ -247,7 +270,9 @@ class StepReplica:
             redo_backoff_s=0.0,
             on_settled=self.pipeline.settled,
             on_crash=self.pipeline.crashed,
+            on_broken=self.pipeline.broken if self.transactions is not None else None,
         )
+        self.publisher.idle = self._idle
         self.flow = StepFlow(budget, self.publisher.submit)
         self.pipeline._flow, self.pipeline._publisher = self.flow, self.publisher  # type: ignore[assignment]
         self.source.subscribe(self.pipeline)
@@ -282,7 +307,19 @@ class StepReplica:
         self.source.idle = self._idle
         self.pipeline._shut_down()
         self.pipeline._close()
+        self.sink.close(0.0)
         self.cluster.put_out(self.source)
+
+    def die(self, *, written: int, commit_arrives: bool) -> None:
+        """Ends without a word; some of what was on its way arrives."""
+        for _ in range(min(written, len(self.sink.under_way))):
+            self.sink.write()
+        if self.transactions is not None:
+            self.transactions.die(landed=commit_arrives)
+        elif commit_arrives:
+            self.source.commits_arrive()
+        if self.inside:
+            self.cluster.put_out(self.source)
 
     def work(self, *, last_first: bool = False) -> None:
         """All that can be done without the owner is done."""
@@ -300,6 +337,14 @@ class StepReplica:
         while self.publisher.turn() or self.sink.under_way:
             self.sink.write()
 
+    def commits_arrive(self, *, answered: bool = True) -> None:
+        """What is asked to be committed is; without `answered` it never learns that."""
+        if self.transactions is None:
+            self.source.commits_arrive(answered=answered)
+            return
+        while self.transactions.busy:
+            self.transactions.step("commit" if answered else "landed")
+
     def _idle(self) -> None:
         match self.plan.popleft() if self.plan else "nothing":
             case "begin":
@@ -310,6 +355,8 @@ class StepReplica:
                 self.publisher.turn()
             case "write":
                 self.sink.write()
+            case "end" if self.transactions is not None:
+                self.transactions.step("commit")
             case "fail":
                 self.sink.fail(0)
             case "work":
