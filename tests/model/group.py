@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from consumer.messages import CommitPoint, OutputRecord, Partition
-from consumer.ports import CommitResult, Delivery, OffsetLost
+from consumer.messages import CommitPoint, Delivery, OutputRecord, Partition
+from consumer.ports import CommitResult, OffsetLost
 from tests.fakes import FakeClock, FakeCluster, FakeSource
 from tests.history import Violation, sha256_or_none, verify
 from tests.observer import read_output

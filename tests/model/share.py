@@ -43,7 +43,7 @@ class Record(NamedTuple):
     """What the share group knows of a record."""
 
     holder: int = FREE
-    count: int = 0
+    deliveries: int = 0
     """How often it was delivered."""
     state: Literal["there", "accepted", "discarded"] = "there"
     answer: Literal["", "event", "letter"] = ""
@@ -56,7 +56,7 @@ class Replica(NamedTuple):
     hand: int = FREE
     """The record that it has."""
     step: Literal["holds", "published", "accepted"] = "holds"
-    count: int = 0
+    deliveries: int = 0
     """How often its record was delivered, when it came."""
     outage: bool = False
     """Whether it knows that the store is down."""
@@ -131,10 +131,10 @@ class Share:
             return
         for place, record in enumerate(state.records):
             if record.state == "there" and record.holder == FREE:
-                taken = record._replace(holder=number, count=record.count + 1)
-                holds = state.replicas[number]._replace(hand=place, step="holds", count=taken.count)
+                taken = record._replace(holder=number, deliveries=record.deliveries + 1)
+                holds = state.replicas[number]._replace(hand=place, step="holds", deliveries=taken.deliveries)
                 there = state._replace(records=put(state.records, place, taken))
-                yield Step((name, f"acquires {place}, delivery {taken.count}"), self._with(there, number, holds))
+                yield Step((name, f"acquires {place}, delivery {taken.deliveries}"), self._with(there, number, holds))
 
     def _work(self, state: State, number: int, name: str) -> Iterator[Step[State]]:
         replica = state.replicas[number]
@@ -169,7 +169,7 @@ class Share:
         """Whether its record is given up. A letter needs no store: an outage is no reason to wait."""
         if self.bug == "ignore the limit" or (self.bug == "hold the letter back in an outage" and replica.outage):
             return False
-        return replica.count >= self.size.limit - self.size.margin
+        return replica.deliveries >= self.size.limit - self.size.margin
 
     def _published(self, state: State, number: int, answer: Literal["event", "letter"], *, early: bool) -> State:
         replica = state.replicas[number]
@@ -195,7 +195,7 @@ class Share:
 
     def _came_back(self, state: State, place: int) -> State:
         record = state.records[place]._replace(holder=FREE)
-        if record.count >= self.size.limit:
+        if record.deliveries >= self.size.limit:
             record = record._replace(state="discarded")
         return state._replace(records=put(state.records, place, record))
 

@@ -1,6 +1,6 @@
 """The real loop and publisher in exactly-once, against transactions that end in every way, in any order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,15 +9,12 @@ from hypothesis.stateful import precondition, rule
 
 from consumer.messages import CommitPoint, Lease
 from consumer.pipeline import Pipeline
-from consumer.ports import CommitResult
 from consumer.stages import publish
 from consumer.stages.commit import PartitionLedger
 from consumer.stages.order import KeyOrder
-from tests.fakes import FakeGroupView
 from tests.model.group import GroupCluster, PromiseBroken
-from tests.model.replica import StepPublisher
 from tests.model.test_real_pipeline import MOST_FAULTS, PARTITIONS, Group, _quiet, replicas, run
-from tests.model.transactions import How, OpenTransaction, StableView, StepTransactions, TransactionalCluster
+from tests.model.transactions import How, OpenTransaction, StepTransactions, TransactionalCluster
 
 __all__ = ["_quiet"]
 
@@ -76,6 +73,7 @@ def test_exactly_once_is_kept_whatever_the_order() -> None:
 
 
 # --- each checker is shown to fail (I8) ------------------------------------------------------------------------------
+# Bugs that need several faults in one order are found where every order is tried: `test_protocols.py`.
 
 
 def _commit_before_publish(patch: pytest.MonkeyPatch) -> None:
@@ -96,32 +94,6 @@ def _publish_late_results(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "ended", property(lambda _self: False))
 
 
-def _unseal_before_the_end(patch: pytest.MonkeyPatch) -> None:
-    last_commit = Pipeline._last_commit
-
-    def unseal(self: Pipeline, ledgers: Sequence[PartitionLedger], deadline_s: float) -> None:
-        last_commit(self, ledgers, deadline_s)
-        self._go_on_after_transaction()
-        while isinstance(self._publisher, StepPublisher) and self._publisher.turn():
-            pass  # its thread is not asked to wait for the end of this callback
-
-    patch.setattr(Pipeline, "_last_commit", unseal)
-
-
-def _reuse_the_producer(patch: pytest.MonkeyPatch) -> None:
-    step = StepTransactions.step
-
-    def believe(self: StepTransactions, how: How) -> None:
-        work = self._work[0] if self._work else None
-        if work is not None and work.stage == "unknown":
-            self._work.popleft()
-            self._answer = CommitResult(work.points, {})
-        else:
-            step(self, how)
-
-    patch.setattr(StepTransactions, "step", believe)
-
-
 def _commit_offsets_outside(patch: pytest.MonkeyPatch) -> None:
     add_offsets = TransactionalCluster.add_offsets
 
@@ -132,10 +104,6 @@ def _commit_offsets_outside(patch: pytest.MonkeyPatch) -> None:
         return taken
 
     patch.setattr(TransactionalCluster, "add_offsets", land)
-
-
-def _read_what_is_pending(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(StableView, "committed", FakeGroupView.committed)
 
 
 def _go_on_without_rewinding(patch: pytest.MonkeyPatch) -> None:
@@ -164,10 +132,7 @@ def _commit_without_a_generation(patch: pytest.MonkeyPatch) -> None:
         (_commit_before_publish, "I1, I2"),
         (_order_keys_alone, "I"),
         (_publish_late_results, "I1|I4"),
-        (_unseal_before_the_end, "I1|I4"),
-        (_reuse_the_producer, "I"),
         (_commit_offsets_outside, "I"),
-        (_read_what_is_pending, "I"),
         (_go_on_without_rewinding, "I"),
         (_commit_without_a_generation, "I"),
     ],
@@ -177,4 +142,4 @@ def test_a_bug_in_the_real_code_is_found(
 ) -> None:
     bug(monkeypatch)
     with pytest.raises(PromiseBroken, match=f"^({promise})"):
-        run(TransactionalGroup, examples=1_500, steps=60, shrink=False)  # it ends at the first that is found
+        run(TransactionalGroup, examples=500, steps=60, shrink=False)  # it ends at the first that is found
