@@ -299,6 +299,20 @@ def test_the_real_loop_keeps_its_promises_whatever_the_order() -> None:
     run(examples=100, steps=50)
 
 
+def test_a_commit_that_is_answered_too_late_is_not_followed_by_an_older_one() -> None:
+    """At the end of a replica its position says nothing any more; what it asked for by it before may have landed."""
+    group = Group()
+    group.begin()
+    group.works(4, False)
+    partition = PARTITIONS[1]
+    group.send(partition, [(b"image", None, 0)], True, 1)
+    replica = group.replicas[0]
+    replica.work()
+    replica.turn()  # asks for the offset after the marker; the coordinator answers nobody
+    replica.stop()
+    assert group.cluster.committed[partition].offset == group.cluster.logs[partition].end
+
+
 # --- each checker is shown to fail (I8) ------------------------------------------------------------------------------
 
 
