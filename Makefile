@@ -12,7 +12,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 AUDIT := $(VENV)-audit
 AUDIT_STAMP := $(AUDIT)/.installed
 
-.PHONY: help demo run test check lint format types unit contract integration fuzz hostile chaos chaos-bugs guard audit install install-dev lock image clean
+.PHONY: help demo run test check lint format types unit contract integration model fuzz hostile chaos chaos-bugs guard audit install install-dev lock image clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,11 +54,14 @@ unit: $(DEV_STAMP)
 contract: $(DEV_STAMP)
 	$(BIN)/pytest -q tests/contract
 
-check: lint types  ## Lint, types, unit and contract tests, without a broker: a minute and a half
-	$(BIN)/pytest -q -n $(WORKERS) -m "not kafka" tests/unit tests/contract
+check: lint types  ## Lint, types, unit, contract and model tests, without a broker: a minute and a half
+	$(BIN)/pytest -q -n $(WORKERS) -m "not kafka" tests/unit tests/contract tests/model
 
 integration: $(DEV_STAMP)
 	$(BIN)/pytest -q -n $(WORKERS) $(LONGEST_FIRST) tests/chaos tests/integration
+
+model: $(DEV_STAMP)  ## The protocol's model, state by state, at larger sizes than the tests': some minutes
+	$(BIN)/python -m tests.model
 
 # Goes on where an earlier count stopped; the tally and the culprits are in build/fuzz.
 COUNT ?= 1000000
@@ -85,7 +88,7 @@ chaos-bugs: $(DEV_STAMP)  ## Every seeded bug, by the schedule that shows it, an
 	$(BIN)/python -m tests.chaos bugs
 
 test: lint types  ## Everything, on a real Apache Kafka fetched by Maven
-	$(BIN)/pytest -q -n $(WORKERS) $(LONGEST_FIRST) tests/chaos tests/integration tests/contract tests/fuzz tests/unit
+	$(BIN)/pytest -q -n $(WORKERS) $(LONGEST_FIRST) tests/chaos tests/integration tests/contract tests/fuzz tests/model tests/unit
 
 guard: $(DEV_STAMP)  ## Ratios of one short `ouzel bench` against wide bounds: has the stream become slow?
 	$(BIN)/python -m benchmarks.guard

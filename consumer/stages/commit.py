@@ -38,6 +38,8 @@ class PartitionLedger:
         self._open: deque[_Taken] = deque()
         self._by_offset: dict[int, _Taken] = {}
         self._committed = committed
+        self._asked_to = start if committed is None else committed.offset
+        """The furthest that was ever to be committed: it may have been, whether or not an answer came."""
         self._taken_count = 0
         self._closed_count = 0
         self._committed_count = 0
@@ -121,8 +123,7 @@ class PartitionLedger:
             offset = max(offset, position)
         if self.end is not None:
             offset = min(offset, self.end)
-        if self._committed is not None:
-            offset = max(offset, self._committed.offset)  # never back (I3)
+        offset = self._asked_to = max(offset, self._asked_to)  # never back (I3)
         point = CommitPoint(offset, self.note)
         if point == self._committed:
             return None

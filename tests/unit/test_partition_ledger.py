@@ -42,6 +42,15 @@ def test_with_nothing_in_flight_the_position_past_transaction_markers_counts() -
     assert ledger.point(5) == CommitPoint(5, "note")
 
 
+def test_no_commit_is_older_than_one_that_may_have_landed() -> None:
+    ledger = _ledger(_lease())
+    (only,) = _take(ledger, 3)
+    ledger.finish(only)
+    assert ledger.point(5) == CommitPoint(5, "note")  # never answered
+    ledger.note = "the last"
+    assert ledger.point(None) == CommitPoint(5, "the last")
+
+
 def test_no_commit_passes_the_end_of_a_range() -> None:
     ledger = PartitionLedger(_lease(), start=0, committed=None, note="", end=5)
     assert ledger.wants(4)
