@@ -10,7 +10,13 @@ import pytest
 
 from consumer.adapters.models.describe import describe
 from consumer.adapters.runtimes.common import in_pieces, preparation, softmax
-from consumer.adapters.runtimes.onnx_runtime import OnnxRuntime, choose_providers, make_ready, refuse_fallback
+from consumer.adapters.runtimes.onnx_runtime import (
+    OnnxRuntime,
+    choose_providers,
+    load_libraries,
+    make_ready,
+    refuse_fallback,
+)
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
 from consumer.errors import CannotRun, DeviceMissing, ModelError
 from consumer.model_spec import InputSpec, ModelPackage, ModelSpec, Precision
@@ -149,6 +155,25 @@ def test_what_tensorrt_needs_beside_its_options_is_made_ready(tmp_path: Path, mo
     with pytest.raises(ModelError, match="engines cannot be kept") as caught:
         make_ready(choose_providers("auto", [TENSORRT, CPU], "f32", engines=tmp_path / "file" / "d"))
     assert "XDG_CACHE_HOME" in caught.value.remedy
+
+
+def test_cudas_libraries_are_loaded_for_a_gpu_and_what_is_said_of_them_is_no_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class OnnxRuntimeModule:
+        loaded = 0
+
+        def preload_dlls(self) -> None:
+            self.loaded += 1
+            print("Failed to load libcudart.so.13")
+
+    module = OnnxRuntimeModule()
+    load_libraries(module, choose_providers("cpu", [CUDA, CPU], "f32", engines=tmp_path))
+    assert module.loaded == 0
+    load_libraries(module, choose_providers("auto", [CUDA, CPU], "f32", engines=tmp_path))
+    load_libraries(module, choose_providers("gpu:0", [TENSORRT, CPU], "f32", engines=tmp_path))
+    assert module.loaded == 2
+    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture

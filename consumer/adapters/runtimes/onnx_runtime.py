@@ -7,12 +7,15 @@ quarter to a half longer on 2 busy cores.
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from loguru import logger
 
 from consumer.adapters.models.convert import converted
 from consumer.adapters.runtimes.common import (
@@ -76,6 +79,7 @@ class OnnxRuntime(LoadedRuntime):
             made_for=made_for,
         )
         make_ready(providers)
+        load_libraries(ort, providers)
         graph = _graph(package, cache=cache, threads=threads)
         warn_of_unused_scale(package.spec.input)
         self._prepare = preparation(graph.image)
@@ -199,6 +203,18 @@ def make_ready(providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
             f"TensorRT's engines cannot be kept in {folder}: {error}",
             remedy="set XDG_CACHE_HOME to a folder that can be written",
         ) from error
+
+
+def load_libraries(ort: Any, providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    """CUDA's and cuDNN's, where a GPU is wanted. As pip installs them no loader finds them, and ONNX Runtime would go
+    on without the GPU; it brings a function that loads them, which prints what it misses."""
+    if not {_CUDA, _TENSORRT} & dict(providers).keys():
+        return
+    said = StringIO()
+    with redirect_stdout(said):  # which is no place for it: children answer there
+        ort.preload_dlls()
+    for line in said.getvalue().splitlines():
+        logger.debug("ONNX Runtime: {}", line)
 
 
 def import_onnxruntime() -> Any:
