@@ -1,4 +1,5 @@
-"""`python -m benchmarks.gpu parts`, `runtime`, `service`: what a GPU brings. JSON on stdout, words on stderr.
+"""`python -m benchmarks.gpu parts`, `runtime`, `service`: what a GPU brings. JSON on stdout, words on stderr; `note`
+puts them into docs/figures, and `python -m benchmarks.growth tables` makes the docs' tables of that.
 
 `parts` needs PyTorch and torchvision with CUDA, which are no packages of this project; `runtime` and `service` need
 `onnxruntime-gpu`, and the latter Java and Kafka's jars. What does not work is left out, and named in `failed`. The
@@ -21,7 +22,9 @@ import numpy as np
 
 from benchmarks.gpu import decoding, inference, service
 from benchmarks.gpu.rounds import Turns, say
+from benchmarks.gpu.tables import FIGURES, noted
 from benchmarks.growth.curve import machine, short
+from benchmarks.harness import ROOT
 from consumer import bootstrap_model
 from consumer.bench.workload import make_workload
 from consumer.ports import ModelRuntime
@@ -34,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is asked for."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)
+    if options.do == "note":
+        return _note(options)
     measure = {"parts": _parts, "runtime": _runtimes, "service": _service}[options.do]
     found = measure(options)
     about = {"command": shlex.join(["python", "-m", "benchmarks.gpu", *words]), "machine": machine() | gpu()}
@@ -58,7 +63,20 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--rounds", type=int, default=3)
     for one in (runtime, whole):
         one.add_argument("--half", default="", help="an artifact of the same model in float16, made for CUDA")
+    note = whats.add_parser("note", help="docs/figures/gpu.json from what the others and `ouzel bench --json` wrote")
+    for name in ("parts", "runtime", "service", "bench"):
+        note.add_argument(f"--{name}", type=Path, required=True, help="a file")
+    note.add_argument("--date", required=True, help="when it was measured")
+    note.add_argument("--out", type=Path, default=ROOT / "docs" / "figures" / FIGURES)
     return parser
+
+
+def _note(options: argparse.Namespace) -> int:
+    documents = {
+        name: json.loads(getattr(options, name).read_text()) for name in ("parts", "runtime", "service", "bench")
+    }
+    options.out.write_text(json.dumps(noted(documents, options.date), indent=1) + "\n")
+    return 0
 
 
 def gpu() -> dict[str, Any]:

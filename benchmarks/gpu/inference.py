@@ -12,7 +12,7 @@ from benchmarks.gpu.rounds import Figures, Turns, in_turn, timed
 from consumer.bench.stages import measure_infer
 from consumer.ports import ModelRuntime
 
-BATCHES = (1, 8, 32, 128, 512)
+BATCHES = (1, 8, 32, 64, 128, 512)
 PRECISIONS = ("f32", "tf32", "f16")
 _CLASSES = 965
 _SETS = 4

@@ -69,13 +69,14 @@ def timed(work: Callable[[], None], *, images: int, seconds: float, settle: Call
     work()
     settle()
     calls = max(1, min(1000, int(seconds / 10 / max(1e-6, time.perf_counter() - began_s))))
-    done = 0
+    done, took_s = 0, 0.0
     began_s, cpu_s = time.perf_counter(), time.process_time()
-    while (took_s := time.perf_counter() - began_s) < seconds:
+    while not done or took_s < seconds:
         for _ in range(calls):
             work()
         settle()
         done += calls * images
+        took_s = time.perf_counter() - began_s
     cpu_s = time.process_time() - cpu_s
     return {"images_per_s": done / took_s, "cpu_ms": 1000 * cpu_s / done, "call_ms": 1000 * took_s * images / done}
 

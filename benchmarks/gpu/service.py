@@ -17,6 +17,8 @@ _PARTITIONS = 12
 BATCH = 64
 IN_FLIGHT = 512
 """Messages that a replica holds: four batches, and as many images being decoded."""
+_LEFT = 3 * IN_FLIGHT
+"""Messages that wait for each replica as long as it counts: their number is a second old, and some 1,000 are done in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,18 @@ def cases(counts: Sequence[int], half: str) -> list[Case]:
     """On the GPU by number of replicas and by resizer, and on the cores alone. `half`: an artifact in float16, or
     empty."""
     gpu, cpu, simd = {"model.device": "gpu:0"}, {"model.device": "cpu"}, {"decode.resizer": "simd"}
-    found = [Case(f"GPU, {count} replicas", count, gpu) for count in counts]
-    found += [Case(f"GPU, {count} replicas, simd", count, gpu | simd) for count in {min(counts), max(counts)}]
-    found += [Case(f"cores alone, {count} replicas", count, cpu, 0.3) for count in {min(counts), max(counts)}]
+    ends = sorted({min(counts), max(counts)})
+    found = [Case(f"GPU, {count} replica{_s(count)}", count, gpu) for count in counts]
+    found += [Case(f"GPU, {count} replica{_s(count)}, simd", count, gpu | simd) for count in ends]
+    found += [Case(f"cores alone, {count} replica{_s(count)}", count, cpu, 0.5) for count in ends]
     if half:
         artifact = {"model.source": half, "model.labels": "", "model.name": "", "model.allow_provisional": "true"}
         found.append(Case(f"GPU in f16, {max(counts)} replicas, simd", max(counts), gpu | simd | artifact))
     return found
+
+
+def _s(count: int) -> str:
+    return "s" if count > 1 else ""
 
 
 def measure(wanted: Sequence[Case], *, rounds: int, images: int) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def _once(running: Stream, backlog: Backlog, case: Case) -> Figures:
         looks = watch(running, names, services, backlog.count)
         padding, batches, sent = _batches([service.metrics() for service in services])
     running.topics.delete([names.output_topic, names.dead_letter_topic], [names.group_id])
-    return figures(looks, IN_FLIGHT) | {
+    return figures(looks, _LEFT) | {
         "mean_batch": sent / max(1.0, batches),
         "padding_share": padding / max(1.0, sent),
         "ready_s": ready_s,
