@@ -18,7 +18,7 @@ BATCH = 64
 IN_FLIGHT = 512
 """Messages that a replica holds: four batches, and as many images being decoded."""
 _LEFT = 3 * IN_FLIGHT
-"""Messages that wait for each replica as long as it counts: their number is a second old, and some 1,000 are done in it."""
+"""Messages that wait for each replica as long as it counts: their number is a second old, in which 1,000 are done."""
 
 
 @dataclass(frozen=True, slots=True)
