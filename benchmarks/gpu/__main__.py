@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     whole = whats.add_parser("service", help="the service with its model on the GPU, by number of replicas")
     whole.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4], help="that share GPU and cores")
     whole.add_argument("--images", type=int, default=16_000, help="of a backlog")
+    whole.add_argument("--alone", action="store_true", help="on the cores alone as well")
+    parts.add_argument("--only", nargs="+", choices=["decode", "torch", "whole"], help="of the parts; else all")
     for one in (parts, runtime, whole):
         one.add_argument("--rounds", type=int, default=3)
     for one in (runtime, whole):
@@ -94,10 +96,14 @@ def gpu() -> dict[str, Any]:
 
 def _parts(options: argparse.Namespace) -> dict[str, Any]:
     turns, bodies = Turns(), _bodies()
-    decoding.add_on_cores(turns, bodies, options.seconds)
-    decoding.add_on_gpu(turns, bodies, options.seconds)
-    inference.add_torch(turns, options.seconds, options.batches)
-    inference.add_whole(turns, bodies, options.seconds, decoding.BATCHES)
+    only = options.only or ("decode", "torch", "whole")
+    if "decode" in only:
+        decoding.add_on_cores(turns, bodies, options.seconds)
+        decoding.add_on_gpu(turns, bodies, options.seconds)
+    if "torch" in only:
+        inference.add_torch(turns, options.seconds, options.batches)
+    if "whole" in only:
+        inference.add_whole(turns, bodies, options.seconds, decoding.BATCHES)
     turns.run(options.rounds)
     pixels = attempt(turns, "pixels", lambda: decoding.differences(bodies))
     return _facts(options, bodies) | {"points": turns.points(), "pixels": pixels, "failed": turns.failed}
@@ -168,7 +174,8 @@ def attempt(turns: Turns, name: str, what: Callable[[], Any]) -> Any:
 
 
 def _service(options: argparse.Namespace) -> dict[str, Any]:
-    return service.measure(service.cases(options.replicas, options.half), rounds=options.rounds, images=options.images)
+    wanted = service.cases(options.replicas, half=options.half, alone=options.alone)
+    return service.measure(wanted, rounds=options.rounds, images=options.images)
 
 
 if __name__ == "__main__":

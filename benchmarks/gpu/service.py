@@ -15,10 +15,10 @@ from benchmarks.growth.stream import Backlog, Stream, facts, photographs, stream
 _MEGAPIXELS = 0.3
 _PARTITIONS = 12
 BATCH = 64
-IN_FLIGHT = 512
-"""Messages that a replica holds: four batches, and as many images being decoded."""
-_LEFT = 3 * IN_FLIGHT
-"""Messages that wait for each replica as long as it counts: their number is a second old, in which 1,000 are done."""
+IN_FLIGHT = 256
+"""Messages that a replica holds: the default."""
+_DONE_UNSEEN = 1_500
+"""How many messages wait is a second old when it is looked at: all replicas together do so many meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +33,23 @@ class Case:
     """Of the images: less for what is slow."""
 
 
-def cases(counts: Sequence[int], half: str) -> list[Case]:
-    """On the GPU by number of replicas and by resizer, and on the cores alone. `half`: an artifact in float16, or
-    empty."""
+def cases(counts: Sequence[int], *, half: str = "", alone: bool = False) -> list[Case]:
+    """On the GPU by number of replicas, and with the resizer by SIMD. `half`: an artifact in float16 as well, or empty;
+    `alone`: on the cores alone as well."""
     gpu, cpu, simd = {"model.device": "gpu:0"}, {"model.device": "cpu"}, {"decode.resizer": "simd"}
-    ends = sorted({min(counts), max(counts)})
-    found = [Case(f"GPU, {count} replica{_s(count)}", count, gpu) for count in counts]
-    found += [Case(f"GPU, {count} replica{_s(count)}, simd", count, gpu | simd) for count in ends]
-    found += [Case(f"cores alone, {count} replica{_s(count)}", count, cpu, 0.5) for count in ends]
+    most = max(counts)
+    found = [Case(f"GPU, {_replicas(count)}", count, gpu) for count in counts]
+    found.append(Case(f"GPU, {_replicas(most)}, simd", most, gpu | simd))
     if half:
         artifact = {"model.source": half, "model.labels": "", "model.name": "", "model.allow_provisional": "true"}
-        found.append(Case(f"GPU in f16, {max(counts)} replicas, simd", max(counts), gpu | simd | artifact))
+        found.append(Case(f"GPU in f16, {_replicas(most)}, simd", most, gpu | simd | artifact))
+    if alone:
+        found.append(Case(f"cores alone, {_replicas(most)}", most, cpu, 0.5))
     return found
 
 
-def _s(count: int) -> str:
-    return "s" if count > 1 else ""
+def _replicas(count: int) -> str:
+    return f"{count} replicas" if count > 1 else "1 replica"
 
 
 def measure(wanted: Sequence[Case], *, rounds: int, images: int) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _once(running: Stream, backlog: Backlog, case: Case) -> Figures:
         looks = watch(running, names, services, backlog.count)
         padding, batches, sent = _batches([service.metrics() for service in services])
     running.topics.delete([names.output_topic, names.dead_letter_topic], [names.group_id])
-    return figures(looks, _LEFT) | {
+    return figures(looks, IN_FLIGHT + _DONE_UNSEEN // case.replicas) | {
         "mean_batch": sent / max(1.0, batches),
         "padding_share": padding / max(1.0, sent),
         "ready_s": ready_s,

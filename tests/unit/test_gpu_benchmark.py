@@ -41,13 +41,12 @@ def test_inputs_take_turns() -> None:
     assert [following() for _ in range(5)] == ["a", "b", "a", "b", "a"]
 
 
-def test_the_service_is_measured_on_the_gpu_and_on_the_cores_alone() -> None:
-    found = {case.name: case for case in cases([1, 4], "birds-f16")}
-    assert len(found) == 7
-    assert found["GPU, 4 replicas"].settings == {"model.device": "gpu:0"}
-    assert found["cores alone, 1 replica"].settings == {"model.device": "cpu"}
-    assert found["GPU in f16, 4 replicas, simd"].settings["model.source"] == "birds-f16"
-    assert "GPU in f16" not in " ".join(case.name for case in cases([1, 4], ""))
+def test_the_service_is_measured_by_replicas_and_where_asked_in_f16_and_on_the_cores_alone() -> None:
+    plain = [case.name for case in cases([1, 4])]
+    assert plain == ["GPU, 1 replica", "GPU, 4 replicas", "GPU, 4 replicas, simd"]
+    *_, half, alone = cases([1, 4], half="birds-f16", alone=True)
+    assert half.settings["model.source"] == "birds-f16"
+    assert alone.settings == {"model.device": "cpu"}
 
 
 def test_it_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,9 @@ class OnnxRuntime(LoadedRuntime):
             [each.name for each in self._session.get_inputs()],
             [each.name for each in self._session.get_outputs()],
         )
-        self._batch = _fixed_batch(self._session)
+        self._fixed = _fixed_batch(self._session)
+        self._on_gpu = self._session.get_providers()[0] != _CPU
+        self._batch = self._fixed
         probe = checked_probe(f"{package.spec.output.name}: the model gives", self._raw_probe(graph))
         found = detect_output(probe) if graph.kind == "auto" else graph.kind
         self._softmax = found == "logits"
@@ -104,7 +106,13 @@ class OnnxRuntime(LoadedRuntime):
         )
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
-        """Run every batch size once. Raises ModelError."""
+        """Run every batch size once. Raises ModelError.
+
+        On a GPU all batches are then filled up to the largest of these: ONNX Runtime has cuDNN plan each convolution
+        anew whenever a batch is of another size than the last one, which takes seconds, and a full batch milliseconds.
+        """
+        if self._on_gpu:
+            self._batch = self._fixed or max(batch_sizes, default=0)
         run_once_each(self, batch_sizes)
 
     def infer(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
