@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -65,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--rounds", type=int, default=3)
     for one in (runtime, whole):
         one.add_argument("--half", default="", help="an artifact of the same model in float16, made for CUDA")
-    note = whats.add_parser("note", help="docs/figures/gpu.json from what the others and `ouzel bench --json` wrote")
-    for name in ("parts", "runtime", "service", "bench"):
+    note = whats.add_parser("note", help="docs/figures/gpu.json from what the others wrote")
+    for name in ("parts", "runtime", "service"):
         note.add_argument(f"--{name}", type=Path, required=True, help="a file")
     note.add_argument("--date", required=True, help="when it was measured")
     note.add_argument("--out", type=Path, default=ROOT / "docs" / "figures" / FIGURES)
@@ -74,9 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _note(options: argparse.Namespace) -> int:
-    documents = {
-        name: json.loads(getattr(options, name).read_text()) for name in ("parts", "runtime", "service", "bench")
-    }
+    documents = {name: json.loads(getattr(options, name).read_text()) for name in ("parts", "runtime", "service")}
     options.out.write_text(json.dumps(noted(documents, options.date), indent=1) + "\n")
     return 0
 
@@ -114,7 +113,7 @@ def _runtimes(options: argparse.Namespace) -> dict[str, Any]:
     runtimes: dict[str, ModelRuntime] = {}
     for device, half in (("gpu:0", ""), *((("gpu:0", options.half),) if options.half else ()), ("cpu", "")):
         name = f"runtime {'f16' if half else 'f32'}, {'cores' if device == 'cpu' else 'GPU'}"
-        opened = attempt(turns, name, lambda device=device, half=half: _runtime(device, half))
+        opened = attempt(turns, name, partial(_runtime, device, half))
         runtimes |= {name: opened} if opened is not None else {}
     for name, runtime in runtimes.items():
         inference.add_runtime(turns, name, runtime, options.seconds, options.batches)

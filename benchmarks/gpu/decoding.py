@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, Literal
 
@@ -17,18 +18,19 @@ from consumer.cpu import quota_cores
 SIZE = (224, 224)
 """What the model takes: height and width."""
 BATCHES = (32, 64)
-_MS = 1000.0
+Resizer = Literal["pillow", "simd"]
+_RESIZERS: tuple[Resizer, ...] = ("pillow", "simd")
 
 
 def add_on_cores(turns: Turns, bodies: Sequence[bytes], seconds: float) -> None:
     """The service's own decoder: in as many threads as there are cores, and in as many processes with a thread each,
     which share no interpreter."""
-    for resizer in ("pillow", "simd"):
-        turns.add(f"decode, cores, {resizer}, one process", lambda resizer=resizer: _threads(bodies, seconds, resizer))
-        turns.add(f"decode, cores, {resizer}, processes", lambda resizer=resizer: _processes(bodies, seconds, resizer))
+    for resizer in _RESIZERS:
+        turns.add(f"decode, cores, {resizer}, one process", partial(_threads, bodies, seconds, resizer))
+        turns.add(f"decode, cores, {resizer}, processes", partial(_processes, bodies, seconds, resizer))
 
 
-def _threads(bodies: Sequence[bytes], seconds: float, resizer: Literal["pillow", "simd"]) -> Callable[[], Figures]:
+def _threads(bodies: Sequence[bytes], seconds: float, resizer: Resizer) -> Callable[[], Figures]:
     decoder, threads = PillowDecoder(SIZE, resizer=resizer), quota_cores()
 
     def once() -> Figures:
@@ -39,7 +41,7 @@ def _threads(bodies: Sequence[bytes], seconds: float, resizer: Literal["pillow",
     return once
 
 
-def _processes(bodies: Sequence[bytes], seconds: float, resizer: Literal["pillow", "simd"]) -> Callable[[], Figures]:
+def _processes(bodies: Sequence[bytes], seconds: float, resizer: Resizer) -> Callable[[], Figures]:
     count = quota_cores()
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
 
@@ -55,7 +57,7 @@ def _processes(bodies: Sequence[bytes], seconds: float, resizer: Literal["pillow
     return once
 
 
-def _alone(bodies: Sequence[bytes], seconds: float, resizer: Literal["pillow", "simd"]) -> tuple[float, float]:
+def _alone(bodies: Sequence[bytes], seconds: float, resizer: Resizer) -> tuple[float, float]:
     """Images/s and CPU-ms an image of one thread, in a process of its own."""
     found = measure_decode(PillowDecoder(SIZE, resizer=resizer), bodies, threads=1, seconds=seconds)
     return found.rate, found.cpu_ms
@@ -102,7 +104,7 @@ def add_on_gpu(turns: Turns, bodies: Sequence[bytes], seconds: float) -> None:
             what = "decode and resize" if resized else "decode alone"
             turns.add(
                 f"{what}, GPU, batch of {batch}",
-                lambda batch=batch, resized=resized: _on_gpu(bodies, seconds, batch, resized=resized),
+                partial(_on_gpu, bodies, seconds, batch, resized=resized),
             )
 
 

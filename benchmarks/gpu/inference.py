@@ -4,6 +4,7 @@ the GPU could do."""
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,11 @@ def random_pixels(count: int) -> Any:
 def add_runtime(turns: Turns, name: str, runtime: ModelRuntime, seconds: float, batches: Sequence[int]) -> None:
     """The service's runtime, from pixels in the CPU's memory to scores in the CPU's memory, as the service calls it."""
     for batch in batches:
-        turns.add(
-            f"{name}, batch of {batch}", lambda batch=batch: _runtime(runtime, random_pixels(batch), batch, seconds)
-        )
+        turns.add(f"{name}, batch of {batch}", partial(_runtime, runtime, batch, seconds))
 
 
-def _runtime(runtime: ModelRuntime, pixels: Any, batch: int, seconds: float) -> Callable[[], Figures]:
+def _runtime(runtime: ModelRuntime, batch: int, seconds: float) -> Callable[[], Figures]:
+    pixels = random_pixels(batch)
     runtime.warm_up([batch])
 
     def once() -> Figures:
@@ -54,9 +54,7 @@ def add_torch(turns: Turns, seconds: float, batches: Sequence[int]) -> None:
                 where = "copied" if copied else "resident"
                 turns.add(
                     f"torch {precision}, {where}, batch of {batch}",
-                    lambda precision=precision, batch=batch, copied=copied: _torch(
-                        precision, batch, seconds, copied=copied
-                    ),
+                    partial(_torch, precision, batch, seconds, copied=copied),
                 )
 
 
@@ -129,7 +127,7 @@ def _captured(torch: Any, precision: str, batch: int) -> _Captured:
 def add_whole(turns: Turns, bodies: Sequence[bytes], seconds: float, batches: Sequence[int]) -> None:
     """From encoded JPEGs to scores on the GPU alone: nvJPEG, resize, the model in f32. One thread."""
     for batch in batches:
-        turns.add(f"JPEG to scores, GPU, f32, batch of {batch}", lambda batch=batch: _whole(bodies, seconds, batch))
+        turns.add(f"JPEG to scores, GPU, f32, batch of {batch}", partial(_whole, bodies, seconds, batch))
 
 
 def _whole(bodies: Sequence[bytes], seconds: float, batch: int) -> Callable[[], Figures]:

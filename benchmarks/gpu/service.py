@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from benchmarks.gpu.rounds import Figures, Turns, say
@@ -63,7 +64,7 @@ def measure(wanted: Sequence[Case], *, rounds: int, images: int) -> dict[str, An
             for share in sorted({case.share for case in wanted})
         }
         for case in wanted:
-            turns.add(case.name, lambda case=case: lambda: _once(running, backlogs[case.share], case))
+            turns.add(case.name, partial(partial, _once, running, backlogs[case.share], case))
         turns.run(rounds)
         about = facts(running, rounds=rounds, megapixels=_MEGAPIXELS, images=images, batch=BATCH, in_flight=IN_FLIGHT)
     return {"facts": about, "points": turns.points(), "failed": turns.failed}

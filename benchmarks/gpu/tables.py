@@ -3,38 +3,19 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.growth.curve import Found, middle, short, text
+from benchmarks.growth.curve import Found, middle, text
 
 Rows = list[list[str]]
 FIGURES = "gpu.json"
 """Of `figures/`."""
 _BATCH = ", batch of "
 _SERVICE_BATCH = 64
-"""As the service runs with; its GPU limit is the best of the sizes up to it."""
+"""As the service runs with."""
 
 
 def noted(documents: Mapping[str, Found], date: str) -> Found:
-    """One document: what `parts`, `runtime` and `service` wrote, and of `ouzel bench` what is used here."""
-    bench = documents["bench"]
-    return {
-        "date": date,
-        **{name: documents[name] for name in ("parts", "runtime", "service")},
-        "bench": {
-            name: _rounded(bench[name])
-            for name in (
-                *("machine", "facts", "rounds", "terms", "free_cores", "roofline", "achieved", "ratio", "parts"),
-                *("service_cpu_ms", "broker_cpu_ms", "mean_batch", "first_event_s", "warnings"),
-            )
-        },
-    }
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return short(value)
-    if isinstance(value, Mapping):
-        return {name: _rounded(each) for name, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+    """One document of what `parts`, `runtime` and `service` wrote."""
+    return {"date": date, "machine": documents["parts"]["machine"], **documents}
 
 
 def tables(found: Found) -> Iterator[tuple[str, Rows]]:
@@ -70,16 +51,14 @@ def _service(found: Found) -> Rows:
     rows = [[*heading, "cores: service", "broker", "images in a batch", "ready, s"]]
     for point in found["service"]["points"]:
         decode, infer = limits(found, point)
-        on_gpu = infer is not None
-        least = min(decode, infer) if infer is not None else None
         rows.append(
             [
                 point["what"],
                 text(point["images_per_s"]),
-                f"{decode:,.0f}" if on_gpu else "",
-                f"{infer:,.0f}" if on_gpu else "",
-                f"{middle(point, 'images_per_s') / least:.2f}" if least else "",
-                text(point["service_cpu_ms"], 2),
+                f"{decode:,.0f}",
+                f"{infer:,.0f}" if infer else "",
+                f"{middle(point, 'images_per_s') / min(decode, infer):.2f}" if infer else "",
+                text(point["service_cpu_ms"], 1),
                 f"{middle(point, 'service_cores'):.1f}",
                 f"{middle(point, 'broker_cores'):.1f}",
                 f"{middle(point, 'mean_batch'):.0f}",
@@ -92,24 +71,19 @@ def _service(found: Found) -> Rows:
 def limits(found: Found, point: Mapping[str, Any]) -> tuple[float, float | None]:
     """Images/s that the cores decode in this case, and that the GPU infers; None on the cores alone.
 
-    1000 C / (t_fetch + t_decode + t_ovh), with C the cores less what broker and watching took in this case, and the
-    best images/s of the service's own runtime at a batch of up to 64.
+    Of one replica what one process decodes in as many threads as there are cores, of several what as many processes do;
+    of both the share of the cores that broker and watching left. And what the service's own runtime infers.
     """
-    terms = found["bench"]["terms"]
     resizer = "simd" if "simd" in point["what"] else "pillow"
-    decode_ms = middle(_point(found["parts"], f"decode, cores, {resizer}, one process"), "cpu_ms")
-    image_ms = terms["fetch_used_ms"]["median"] + decode_ms + terms["overhead_ms"]["median"]
-    cores = found["service"]["machine"]["cores"] - middle(point, "broker_cores") - middle(point, "watching_cores")
+    how = "one process" if "1 replica" in point["what"] else "processes"
+    cores = found["machine"]["cores"]
+    left = 1 - (middle(point, "broker_cores") + middle(point, "watching_cores")) / cores
+    decode = left * middle(_point(found["parts"], f"decode, cores, {resizer}, {how}"), "images_per_s")
     if not point["what"].startswith("GPU"):
-        return 1000 * cores / image_ms, None
+        return decode, None
     precision = "f16" if "f16" in point["what"] else "f32"
-    rates = [
-        middle(each, "images_per_s")
-        for each in found["runtime"]["points"]
-        if each["what"].startswith(f"runtime {precision}, GPU{_BATCH}")
-        and int(each["what"].rpartition(" ")[2]) <= _SERVICE_BATCH
-    ]
-    return 1000 * cores / image_ms, max(rates)
+    infer = _point(found["runtime"], f"runtime {precision}, GPU{_BATCH}{_SERVICE_BATCH}")
+    return decode, middle(infer, "images_per_s")
 
 
 def _point(document: Found, what: str) -> Mapping[str, Any]:

@@ -176,6 +176,41 @@ def test_cudas_libraries_are_loaded_for_a_gpu_and_what_is_said_of_them_is_no_ans
     assert capsys.readouterr().out == ""
 
 
+def test_a_provider_that_fails_at_its_start_leaves_stdout_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    started = onnxruntime.InferenceSession
+
+    def printing(*arguments: Any, **named: Any) -> Any:
+        print("EP Error: install TensorRT")
+        return started(*arguments, **named)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", printing)
+    package = package_of(tiny_file("onnx"))
+    capsys.readouterr()  # of what made it
+    onnx_runtime(package).close()
+    assert capsys.readouterr().out == ""
+
+
+def test_on_a_gpu_every_batch_is_filled_up_to_the_largest_that_was_warmed(pixels: npt.NDArray[np.uint8]) -> None:
+    runtime = onnx_runtime(package_of(tiny_file("onnx")))
+    expected = runtime.infer(pixels)
+    sizes: list[int] = []
+    run = runtime._run
+
+    def noting(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        sizes.append(len(images))
+        return run(images)
+
+    runtime._run = noting  # type: ignore[method-assign]
+    runtime._on_gpu = True
+    runtime.warm_up([1, 2, 4])
+    np.testing.assert_allclose(runtime.infer(pixels), expected, atol=1e-6)
+    assert set(sizes) == {4}
+
+
 @pytest.fixture
 def seeming_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime says that it has the providers of a GPU; it starts none of them here, and goes on with the CPU."""

@@ -6,8 +6,8 @@ quarter to a half longer on 2 busy cores.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -216,13 +216,21 @@ def make_ready(providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
 def load_libraries(ort: Any, providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
     """CUDA's and cuDNN's, where a GPU is wanted. As pip installs them no loader finds them, and ONNX Runtime would go
     on without the GPU; it brings a function that loads them, which prints what it misses."""
-    if not {_CUDA, _TENSORRT} & dict(providers).keys():
-        return
+    if {_CUDA, _TENSORRT} & dict(providers).keys():
+        with _prints_into_log():
+            ort.preload_dlls()
+
+
+@contextmanager
+def _prints_into_log() -> Iterator[None]:
+    """ONNX Runtime prints that libraries are missing to stdout, where child processes give their answers."""
     said = StringIO()
-    with redirect_stdout(said):  # which is no place for it: children answer there
-        ort.preload_dlls()
-    for line in said.getvalue().splitlines():
-        logger.debug("ONNX Runtime: {}", line)
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        for line in said.getvalue().splitlines():
+            logger.debug("ONNX Runtime: {}", line)
 
 
 def import_onnxruntime() -> Any:
@@ -260,7 +268,8 @@ def _session(ort: Any, file: Path, providers: list[tuple[str, dict[str, str]]], 
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(file), options, providers=providers)
+        with _prints_into_log():  # of TensorRT, where only CUDA is installed
+            return ort.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # of its own classes, which share no base
         raise ModelError(f"{file}: cannot be loaded: {one_line(error)}", remedy="export or copy it anew") from error
 
