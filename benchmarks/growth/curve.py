@@ -24,7 +24,7 @@ Found = dict[str, Any]
 Key = TypeVar("Key")
 NOISY_SHARE = 0.1
 """Of the cores: what others use above it is told with the figures."""
-_VERSIONS = ("confluent-kafka", "numpy", "pillow", "openvino", "onnxruntime", "tensorflow-cpu")
+_VERSIONS = ("confluent-kafka", "numpy", "pillow", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorflow-cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,9 @@ def _figure(value: float | Mapping[str, float]) -> float:
 
 def machine() -> dict[str, Any]:
     """What was measured on, and with which versions."""
-    installed = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
+    installed: dict[str, str] = {}
+    for each in metadata.distributions():  # of two the first on the path is the one that is imported
+        installed.setdefault(each.metadata["Name"].lower(), each.version)
     versions = {name: installed[name] for name in _VERSIONS if name in installed}
     return {
         "cores": quota_cores(),

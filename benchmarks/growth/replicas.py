@@ -3,7 +3,7 @@
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,25 +65,26 @@ def _once(running: Stream, backlog: Backlog, cores: Sequence[int]) -> dict[str, 
     with ExitStack() as stack:
         services = []
         for core in cores:
-            with _pinned(core):
+            with pinned([core]):
                 services.append(stack.enter_context(running.service(names, model_overrides() | _ONE_THREAD)))
-        looks = _watch(running, names, services, backlog.count)
+        looks = watch(running, names, services, backlog.count)
     running.topics.delete([names.output_topic, names.dead_letter_topic], [names.group_id])
-    return _figures(looks, running.settings.pipeline.max_in_flight_messages)
+    return figures(looks, running.settings.pipeline.max_in_flight_messages)
 
 
 @contextmanager
-def _pinned(core: int) -> Iterator[None]:
-    """What is started meanwhile runs on this core alone, all its threads: a child inherits it from this thread."""
+def pinned(cores: Iterable[int]) -> Iterator[None]:
+    """What is started meanwhile runs on these cores alone, all its threads: a child inherits it from this thread."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, set(cores))
     try:
         yield
     finally:
         os.sched_setaffinity(0, before)
 
 
-def _watch(running: Stream, names: Names, services: Sequence[Service], count: int) -> list[Look]:
+def watch(running: Stream, names: Names, services: Sequence[Service], count: int) -> list[Look]:
+    """Look at all of them, from when each is ready until `count` images are labelled."""
     for service in services:
         service.wait_until_ready()
     usages = [Usage(service.child.process.pid, running.broker.pid) for service in services]
@@ -118,7 +119,8 @@ def steady(looks: Sequence[Look], in_flight: int) -> tuple[Look, Look]:
     return busy[0], busy[-1]
 
 
-def _figures(looks: Sequence[Look], in_flight: int) -> dict[str, float]:
+def figures(looks: Sequence[Look], in_flight: int) -> dict[str, float]:
+    """What the steady part of a run tells. Raises ValueError where there is none."""
     one, other = steady(looks, in_flight)
     images, wall_s = other.done - one.done, other.used[0].at_s - one.used[0].at_s
     service_s = sum(last.service_s - first.service_s for first, last in zip(one.used, other.used, strict=True))

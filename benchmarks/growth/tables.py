@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import tables as gpu
 from benchmarks.growth import planner
 from benchmarks.growth.curve import Curve, Found, others_share, say, was_quiet
 
@@ -42,6 +43,10 @@ def parts(docs: Path, curves: Mapping[str, Curve]) -> Iterator[tuple[str, str]]:
     bench = docs / "figures" / BENCH
     if bench.exists():
         for name, rows in planner.tables(planner.read(bench), planner.Asked()).items():
+            yield name, planner.markdown(rows)
+    on_gpu = docs / "figures" / gpu.FIGURES
+    if on_gpu.exists():
+        for name, rows in gpu.tables(json.loads(on_gpu.read_text())):
             yield name, planner.markdown(rows)
 
 

@@ -10,7 +10,13 @@ import pytest
 
 from consumer.adapters.models.describe import describe
 from consumer.adapters.runtimes.common import in_pieces, preparation, softmax
-from consumer.adapters.runtimes.onnx_runtime import OnnxRuntime, choose_providers, make_ready, refuse_fallback
+from consumer.adapters.runtimes.onnx_runtime import (
+    OnnxRuntime,
+    choose_providers,
+    load_libraries,
+    make_ready,
+    refuse_fallback,
+)
 from consumer.adapters.runtimes.tensorflow_runtime import TensorFlowRuntime
 from consumer.errors import CannotRun, DeviceMissing, ModelError
 from consumer.model_spec import InputSpec, ModelPackage, ModelSpec, Precision
@@ -149,6 +155,60 @@ def test_what_tensorrt_needs_beside_its_options_is_made_ready(tmp_path: Path, mo
     with pytest.raises(ModelError, match="engines cannot be kept") as caught:
         make_ready(choose_providers("auto", [TENSORRT, CPU], "f32", engines=tmp_path / "file" / "d"))
     assert "XDG_CACHE_HOME" in caught.value.remedy
+
+
+def test_cudas_libraries_are_loaded_for_a_gpu_and_what_is_said_of_them_is_no_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class OnnxRuntimeModule:
+        loaded = 0
+
+        def preload_dlls(self) -> None:
+            self.loaded += 1
+            print("Failed to load libcudart.so.13")
+
+    module = OnnxRuntimeModule()
+    load_libraries(module, choose_providers("cpu", [CUDA, CPU], "f32", engines=tmp_path))
+    assert module.loaded == 0
+    load_libraries(module, choose_providers("auto", [CUDA, CPU], "f32", engines=tmp_path))
+    load_libraries(module, choose_providers("gpu:0", [TENSORRT, CPU], "f32", engines=tmp_path))
+    assert module.loaded == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_provider_that_fails_at_its_start_leaves_stdout_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    started = onnxruntime.InferenceSession
+
+    def printing(*arguments: Any, **named: Any) -> Any:
+        print("EP Error: install TensorRT")
+        return started(*arguments, **named)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", printing)
+    package = package_of(tiny_file("onnx"))
+    capsys.readouterr()  # of what made it
+    onnx_runtime(package).close()
+    assert capsys.readouterr().out == ""
+
+
+def test_on_a_gpu_every_batch_is_filled_up_to_the_largest_that_was_warmed(pixels: npt.NDArray[np.uint8]) -> None:
+    runtime = onnx_runtime(package_of(tiny_file("onnx")))
+    expected = runtime.infer(pixels)
+    sizes: list[int] = []
+    run = runtime._run
+
+    def noting(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        sizes.append(len(images))
+        return run(images)
+
+    runtime._run = noting  # type: ignore[method-assign]
+    runtime._on_gpu = True
+    runtime.warm_up([1, 2, 4])
+    np.testing.assert_allclose(runtime.infer(pixels), expected, atol=1e-6)
+    assert set(sizes) == {4}
 
 
 @pytest.fixture

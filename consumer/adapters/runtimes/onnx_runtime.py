@@ -6,13 +6,16 @@ quarter to a half longer on 2 busy cores.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from loguru import logger
 
 from consumer.adapters.models.convert import converted
 from consumer.adapters.runtimes.common import (
@@ -76,6 +79,7 @@ class OnnxRuntime(LoadedRuntime):
             made_for=made_for,
         )
         make_ready(providers)
+        load_libraries(ort, providers)
         graph = _graph(package, cache=cache, threads=threads)
         warn_of_unused_scale(package.spec.input)
         self._prepare = preparation(graph.image)
@@ -86,7 +90,9 @@ class OnnxRuntime(LoadedRuntime):
             [each.name for each in self._session.get_inputs()],
             [each.name for each in self._session.get_outputs()],
         )
-        self._batch = _fixed_batch(self._session)
+        self._fixed = _fixed_batch(self._session)
+        self._on_gpu = self._session.get_providers()[0] != _CPU
+        self._batch = self._fixed
         probe = checked_probe(f"{package.spec.output.name}: the model gives", self._raw_probe(graph))
         found = detect_output(probe) if graph.kind == "auto" else graph.kind
         self._softmax = found == "logits"
@@ -100,7 +106,13 @@ class OnnxRuntime(LoadedRuntime):
         )
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
-        """Run every batch size once. Raises ModelError."""
+        """Run every batch size once. Raises ModelError.
+
+        On a GPU all batches are then filled up to the largest of these: ONNX Runtime has cuDNN plan each convolution
+        anew whenever a batch is of another size than the last one, which takes seconds, and a full batch milliseconds.
+        """
+        if self._on_gpu:
+            self._batch = self._fixed or max(batch_sizes, default=0)
         run_once_each(self, batch_sizes)
 
     def infer(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -201,6 +213,26 @@ def make_ready(providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
         ) from error
 
 
+def load_libraries(ort: Any, providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    """CUDA's and cuDNN's, where a GPU is wanted. As pip installs them no loader finds them, and ONNX Runtime would go
+    on without the GPU; it brings a function that loads them, which prints what it misses."""
+    if {_CUDA, _TENSORRT} & dict(providers).keys():
+        with _prints_into_log():
+            ort.preload_dlls()
+
+
+@contextmanager
+def _prints_into_log() -> Iterator[None]:
+    """ONNX Runtime prints that libraries are missing to stdout, where child processes give their answers."""
+    said = StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        for line in said.getvalue().splitlines():
+            logger.debug("ONNX Runtime: {}", line)
+
+
 def import_onnxruntime() -> Any:
     """The `onnxruntime` module. Raises CannotRun."""
     try:
@@ -236,7 +268,8 @@ def _session(ort: Any, file: Path, providers: list[tuple[str, dict[str, str]]], 
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(file), options, providers=providers)
+        with _prints_into_log():  # of TensorRT, where only CUDA is installed
+            return ort.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # of its own classes, which share no base
         raise ModelError(f"{file}: cannot be loaded: {one_line(error)}", remedy="export or copy it anew") from error
 
