@@ -68,7 +68,7 @@ class KafkaSource:
 
     @property
     def joined(self) -> bool:
-        """See the port. A member without partitions gets no callback: the statistics say that the group took it in."""
+        """See the port. A member without partitions gets no callback; of the group's generation it knows."""
         return self._steady
 
     def close(self) -> None:
@@ -299,7 +299,8 @@ class KafkaSource:
 
     def _on_stats(self, statistics: str) -> None:
         found = orjson.loads(statistics)
-        self._steady = self._steady or found.get("cgrp", {}).get("join_state") == "steady"
+        # Under KIP-848 the statistics say `init` of a member without partitions, for ever.
+        self._steady = self._steady or self.group_metadata() is not None
         lag: dict[Partition, int] = {}
         for topic, facts in found.get("topics", {}).items():
             for number, of_partition in facts.get("partitions", {}).items():
