@@ -55,7 +55,7 @@ contract: $(DEV_STAMP)
 	$(BIN)/pytest -q tests/contract
 
 check: lint types  ## Lint, types, unit, contract and model tests, without a broker: a minute and a half
-	$(BIN)/pytest -q -n $(WORKERS) -m "not kafka" tests/unit tests/contract tests/model
+	$(BIN)/pytest -q -n $(WORKERS) -m "not kafka" tests/unit tests/contract tests/model/test_protocols.py
 
 integration: $(DEV_STAMP)
 	$(BIN)/pytest -q -n $(WORKERS) $(LONGEST_FIRST) tests/chaos tests/integration
