@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, ThrottleEvent, TopicPartition
 from loguru import logger
 
 from consumer.adapters.kafka.translate import consumer_error, is_fenced
@@ -38,6 +38,8 @@ class KafkaSource:
         self._at_end: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
         self._lag: dict[Partition, int] = {}
+        self._fetched_to: dict[Partition, int] = {}
+        self._throttled_until_s = 0.0
         self._sent: deque[dict[Partition, CommitPoint]] = deque()
         self._steady = False
         self._answer: CommitResult | None = None
@@ -50,6 +52,7 @@ class KafkaSource:
                 "on_commit": self._noting(self._on_commit),
                 "stats_cb": self._noting(self._on_stats),
                 "error_cb": self._noting(self._on_client_error),
+                "throttle_cb": self._noting(self._on_throttle),
             },
             logger=logging.getLogger("kafka"),  # else librdkafka writes to stderr itself
         )
@@ -65,6 +68,10 @@ class KafkaSource:
             on_revoke=self._noting(self._on_revoke),
             on_lost=self._noting(self._on_lost),
         )
+
+    def leave(self) -> None:
+        """See the port."""
+        self._consumer.unsubscribe()
 
     @property
     def joined(self) -> bool:
@@ -113,6 +120,7 @@ class KafkaSource:
             self._started_at.pop(partition, None)
             self._at_end.pop(partition, None)
             self._lag.pop(partition, None)
+            self._fetched_to.pop(partition, None)
             self._paused.discard(partition)
 
     # --- messages ---------------------------------------------------------------------------------------------------
@@ -145,6 +153,7 @@ class KafkaSource:
         self._leases[lease.partition] = lease
         self._started_at[lease.partition] = offset
         self._at_end.pop(lease.partition, None)
+        self._fetched_to.pop(lease.partition, None)
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """See the port."""
@@ -167,6 +176,15 @@ class KafkaSource:
         # The end is told past what compaction emptied, which the position is not.
         at_end = self._at_end.get(partition)
         return position if at_end is None else max(at_end, position or 0)
+
+    def fetched_to(self, partition: Partition) -> int | None:
+        """See the port. As of the last statistics."""
+        return self._fetched_to.get(partition)
+
+    @property
+    def throttled_until_s(self) -> float:
+        """See the port."""
+        return self._throttled_until_s
 
     def lag(self) -> Mapping[Partition, int]:
         """See the port. As of the last statistics (`statistics.interval.ms`)."""
@@ -302,15 +320,21 @@ class KafkaSource:
         # Under KIP-848 the statistics say `init` of a member without partitions, for ever.
         self._steady = self._steady or self.group_metadata() is not None
         lag: dict[Partition, int] = {}
+        fetched_to: dict[Partition, int] = {}
         for topic, facts in found.get("topics", {}).items():
             for number, of_partition in facts.get("partitions", {}).items():
                 partition = Partition(topic, int(number))
+                if partition in self._leases and not of_partition.get("fetchq_cnt", 1):
+                    fetched_to[partition] = of_partition.get("next_offset", -1)
                 end = of_partition.get("ls_offset", -1)  # the last stable offset, as read_committed counts
                 if partition in self._leases and end >= 0:
                     # `consumer_lag` is unknown until a commit; the application's position is not.
                     position = max(of_partition.get("app_offset", -1), self._started_at.get(partition, 0))
                     lag[partition] = max(0, end - position)
-        self._lag = lag
+        self._lag, self._fetched_to = lag, fetched_to
+
+    def _on_throttle(self, event: ThrottleEvent) -> None:
+        self._throttled_until_s = max(self._throttled_until_s, self._clock.monotonic_s() + event.throttle_time)
 
     def _on_client_error(self, error: KafkaError) -> None:
         self._client_errors.append(error)
