@@ -1,5 +1,5 @@
-"""A partition that gets stuck in its client, on a real broker: seen, begun anew, and nothing is lost; where nothing helps,
-the replica ends with a code, and another takes over."""
+"""A partition that gets stuck in its client, on a real broker: it is seen and begun anew, and nothing is lost. Where
+nothing helps, the replica ends with a code, and another takes over."""
 
 import threading
 from collections.abc import Iterator

@@ -1,0 +1,118 @@
+"""A live group is rolled, one replica at a time and back: to another version, to the other group protocol, to another
+guarantee. Nothing is lost, nothing is repeated by a replica that goes in order, and every promise holds."""
+
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.groups import answered_twice, membership, on_both_protocols, owned
+from tests.conftest import MakeTopics, Topics
+from tests.kafka_broker import Cluster
+from tests.kafka_clients import PROTOCOLS, Protocol
+from tests.other_version import ENTRY
+from tests.replica import ROOT, Replica
+from tests.runs import Run
+
+pytestmark = pytest.mark.kafka
+
+REPLICAS = 3
+RELEASED = "91583a8797591ead8192026a2c3b3cb99df64b07"
+"""The commit of 0.1.0."""
+
+
+def _has_released() -> bool:
+    """Whether the history is here: not in a source archive, nor in a shallow clone."""
+    asked = subprocess.run(["git", "cat-file", "-e", RELEASED], cwd=ROOT, capture_output=True, check=False)
+    return asked.returncode == 0
+
+
+VERSIONS = ("earlier", "later", *(["released"] if _has_released() else []))
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package `consumer` of 0.1.0."""
+    folder = tmp_path_factory.mktemp("released")
+    archive = subprocess.run(["git", "archive", RELEASED, "consumer"], cwd=ROOT, capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+    return folder
+
+
+Make = Callable[[], Replica]
+
+
+def _roll(run: Run, old: Sequence[Replica], new: Sequence[Replica]) -> None:
+    """One after the other: SIGTERM, the new one in its place, until the group has settled and work goes on."""
+    for leaving, coming in zip(old, new, strict=True):
+        assert leaving.terminate() == 0
+        coming.start().wait_for(lambda coming=coming: owned(coming) == 1, 60, "the new replica to have its share")
+        run.observer.wait_answered(run.observer.answered + 60)
+
+
+def _there_and_back(
+    kafka: Cluster, topics: Topics, folder: Path, photographs: list[Path], *, old: Make, new: Make
+) -> list[Replica]:
+    """All of the old, all of the new, all of the old again, with the group live and under load."""
+    folder.mkdir(exist_ok=True)
+    with Run(kafka, topics, folder) as run, ExitStack() as replicas:
+        olds = [replicas.enter_context(old()) for _ in range(REPLICAS)]
+        news = [replicas.enter_context(new()) for _ in range(REPLICAS)]
+        with run.sending(photographs, per_second=60):
+            for replica in olds:
+                replica.start()
+            for replica in olds:
+                replica.wait_for(lambda replica=replica: owned(replica) == 1, 60, "all to have their share")
+            _roll(run, olds, news)
+            _roll(run, news, olds)
+        run.healed(within_s=60)
+        assert all(replica.exit_code is None for replica in olds)
+        run.observer.wait_round()
+        assert answered_twice(run.history_path) == set(), "a replica that goes in order leaves nothing half done"
+        summary = run.assert_all_promises_kept()
+        assert summary.letters == 0
+        for replica in news:
+            assert not replica.said("the last owner ended without a word")
+        return news
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_live_group_is_rolled_from_one_version_to_the_next_and_back(
+    kafka: Cluster,
+    make_topics: MakeTopics,
+    photographs: list[Path],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    version: str,
+) -> None:
+    def scenario(protocol: Protocol) -> None:
+        topics = make_topics(partitions=REPLICAS)
+        settings = membership(kafka, topics, protocol)
+
+        def other() -> Replica:
+            if version == "released":
+                return Replica(kafka, topics, settings=settings, folder=request.getfixturevalue("released"))
+            return Replica(kafka, topics, settings=settings | {"OUZEL_TEST_NOTES": version}, entry=ENTRY)
+
+        def this() -> Replica:
+            return Replica(kafka, topics, settings=settings)
+
+        _there_and_back(kafka, topics, tmp_path / protocol, photographs, old=other, new=this)
+
+    if version == "released":
+        request.getfixturevalue("released")  # in this thread
+    on_both_protocols(scenario)
+
+
+def test_a_live_group_is_rolled_from_one_group_protocol_to_the_other_and_back(
+    kafka: Cluster, make_topics: MakeTopics, photographs: list[Path], tmp_path: Path
+) -> None:
+    topics = make_topics(partitions=REPLICAS)
+
+    def replica(protocol: Protocol) -> Replica:
+        return Replica(kafka, topics, settings=membership(kafka, topics, protocol))
+
+    classic, consumer = PROTOCOLS
+    _there_and_back(kafka, topics, tmp_path, photographs, old=lambda: replica(classic), new=lambda: replica(consumer))
