@@ -1,5 +1,5 @@
-"""`ouzel run` as another version of it would be, in the one thing that versions tell each other: the note in the commit's
-metadata. Only tests start it.
+"""`ouzel run` as another version of it would be, in the one thing that versions tell each other: the note that goes
+with a commit. Only tests start it.
 
 OUZEL_TEST_NOTES=earlier    knows nothing of marks and ranges, as 0.1.0: neither writes nor reads them
 OUZEL_TEST_NOTES=later      writes fields that this version does not know

@@ -274,6 +274,21 @@ def test_the_readme_has_every_exit_code() -> None:
     assert table == {0, errors.Fatal.exit_code, *(each.exit_code for each in _below(errors.Fatal)), 128 + 2, 128 + 15}
 
 
+def test_operations_says_what_to_do_at_every_exit_code_and_error() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    ends = text.partition("\n## What to do when it ends\n")[2].partition("\n## ")[0]
+    rows = [(int(code), name) for code, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", ends, re.MULTILINE)]
+    assert sorted(rows) == sorted((each.exit_code, each.__name__) for each in _below(errors.Fatal))
+    other = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|  \|", ends, re.MULTILINE) for code in row.split(", ")}
+    assert {0, errors.Fatal.exit_code, 128 + 2, 128 + 15, 128 + 9} <= other
+    for row in re.findall(r"^\|.*\|$", ends, re.MULTILINE):
+        assert row.count(" | ") == 4, row
+    runs = text.partition("\n## What to do while it runs\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(line for line in runs.splitlines() if line.startswith("| `"))))
+    wanted = {each.__name__ for kind in (errors.InvalidMessage, errors.Retryable) for each in _below(kind)}
+    assert wanted <= named, wanted - named
+
+
 def test_the_readme_has_every_class_of_dead_letters_with_its_family() -> None:
     table = dict(re.findall(r"^\| `(\w+)` \|.*\| (content|system) \|$", README, re.MULTILINE))
     assert table == {each.__name__: each.family for each in _below(errors.InvalidMessage)}
