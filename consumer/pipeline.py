@@ -695,9 +695,8 @@ class Pipeline:
         )
 
     def _read_to(self, ledger: PartitionLedger) -> int:
-        partition = ledger.lease.partition
-        known = (ledger.next_offset, self._source.position(partition), self._source.fetched_to(partition))
-        return max(offset for offset in known if offset is not None)
+        """Past transaction markers, which no message shows."""
+        return max(ledger.next_offset, self._source.position(ledger.lease.partition) or 0)
 
     def _end_stall(self, remedy: StallRemedy, partitions: frozenset[Partition]) -> None:
         self._observer.stalled(remedy, partitions, self._rules.stall_s)

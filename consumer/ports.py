@@ -155,11 +155,6 @@ class MessageSource(OffsetCommitter, Protocol):
         """The offset after the last message handed over, past transaction markers; None where there is none yet."""
         ...
 
-    def fetched_to(self, partition: Partition) -> int | None:
-        """Where reading has come to with nothing left to hand over, past what holds no message for us, as last known;
-        None where something is left, or nothing is known. Never asks."""
-        ...
-
     @property
     def throttled_until_s(self) -> float:
         """Monotonic second until which a broker has us wait, by its quotas."""

@@ -400,10 +400,6 @@ class FakeSource:
         """See the port."""
         return self._at[partition] if partition in self._handed_over else None
 
-    def fetched_to(self, partition: Partition) -> int | None:
-        """See the port."""
-        return self._at.get(partition)
-
     def lag(self) -> Mapping[Partition, int]:
         """See the port."""
         return {each: max(0, self.cluster.logs[each].end - at) for each, at in self._at.items()}

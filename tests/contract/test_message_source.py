@@ -196,15 +196,6 @@ def test_lag_counts_what_is_not_delivered(owner: Owner) -> None:
     owner.until(lambda: owner.source.lag().get(owner.partition()) == 1, "a lag of one")
 
 
-def test_where_reading_has_come_to_is_known_once_nothing_is_left_to_hand_over(owner: Owner) -> None:
-    owner.start()
-    owner.place.send(owner.partition(), b"1", b"2", b"3")
-    owner.take(3)
-    owner.until(lambda: owner.source.fetched_to(owner.partition()) == 3, "the end of what was read")
-    assert owner.source.fetched_to(owner.partition(1)) is None  # never started
-    assert owner.source.throttled_until_s == 0.0
-
-
 def test_who_leaves_is_told_what_goes_away_and_joins_again_by_subscribing(owner: Owner) -> None:
     owner.place.send(owner.partition(), b"1", b"2")
     owner.start()

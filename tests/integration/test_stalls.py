@@ -114,6 +114,8 @@ def test_neither_a_quiet_topic_nor_an_open_transaction_nor_a_broker_that_is_away
             threading.Event().wait(QUIET_S)
         finally:
             broker.resume()
+        replica.wait_ready()
+        threading.Event().wait(QUIET_S)  # at a tail of aborted records, which nobody is handed
         run.send(run.photographs(30, photographs))
         run.healed(within_s=60)
         assert replica.metric("ouzel_stalls_total") == 0

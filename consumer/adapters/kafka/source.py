@@ -38,7 +38,6 @@ class KafkaSource:
         self._at_end: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
         self._lag: dict[Partition, int] = {}
-        self._fetched_to: dict[Partition, int] = {}
         self._throttled_until_s = 0.0
         self._sent: deque[dict[Partition, CommitPoint]] = deque()
         self._steady = False
@@ -120,7 +119,6 @@ class KafkaSource:
             self._started_at.pop(partition, None)
             self._at_end.pop(partition, None)
             self._lag.pop(partition, None)
-            self._fetched_to.pop(partition, None)
             self._paused.discard(partition)
 
     # --- messages ---------------------------------------------------------------------------------------------------
@@ -153,7 +151,6 @@ class KafkaSource:
         self._leases[lease.partition] = lease
         self._started_at[lease.partition] = offset
         self._at_end.pop(lease.partition, None)
-        self._fetched_to.pop(lease.partition, None)
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """See the port."""
@@ -176,10 +173,6 @@ class KafkaSource:
         # The end is told past what compaction emptied, which the position is not.
         at_end = self._at_end.get(partition)
         return position if at_end is None else max(at_end, position or 0)
-
-    def fetched_to(self, partition: Partition) -> int | None:
-        """See the port. As of the last statistics."""
-        return self._fetched_to.get(partition)
 
     @property
     def throttled_until_s(self) -> float:
@@ -320,18 +313,15 @@ class KafkaSource:
         # Under KIP-848 the statistics say `init` of a member without partitions, for ever.
         self._steady = self._steady or self.group_metadata() is not None
         lag: dict[Partition, int] = {}
-        fetched_to: dict[Partition, int] = {}
         for topic, facts in found.get("topics", {}).items():
             for number, of_partition in facts.get("partitions", {}).items():
                 partition = Partition(topic, int(number))
-                if partition in self._leases and not of_partition.get("fetchq_cnt", 1):
-                    fetched_to[partition] = of_partition.get("next_offset", -1)
                 end = of_partition.get("ls_offset", -1)  # the last stable offset, as read_committed counts
                 if partition in self._leases and end >= 0:
                     # `consumer_lag` is unknown until a commit; the application's position is not.
                     position = max(of_partition.get("app_offset", -1), self._started_at.get(partition, 0))
                     lag[partition] = max(0, end - position)
-        self._lag, self._fetched_to = lag, fetched_to
+        self._lag = lag
 
     def _on_throttle(self, event: ThrottleEvent) -> None:
         self._throttled_until_s = max(self._throttled_until_s, self._clock.monotonic_s() + event.throttle_time)
