@@ -695,8 +695,10 @@ class Pipeline:
         )
 
     def _read_to(self, ledger: PartitionLedger) -> int:
-        """Past transaction markers, which no message shows."""
-        return max(ledger.next_offset, self._source.position(ledger.lease.partition) or 0)
+        """Past transaction markers, which no message shows. Before it is read, the position is an older lease's."""
+        partition = ledger.lease.partition
+        position = None if partition in self._unmarked else self._source.position(partition)
+        return max(ledger.next_offset, position or 0)
 
     def _end_stall(self, remedy: StallRemedy, partitions: frozenset[Partition]) -> None:
         self._observer.stalled(remedy, partitions, self._rules.stall_s)

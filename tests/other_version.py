@@ -47,7 +47,7 @@ def with_other_notes(ports: Ports) -> Ports:
         source.commit({each: CommitPoint(point.offset, written(point.metadata)) for each, point in points.items()})
 
     def commit_result() -> CommitResult | None:
-        found = source.commit_result()
+        found: CommitResult | None = source.commit_result()
         return found and replace(found, committed={each: asked[each] for each in found.committed})
 
     def committed(partitions: Sequence[Partition]) -> Mapping[Partition, CommitPoint]:

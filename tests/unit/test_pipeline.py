@@ -1279,13 +1279,20 @@ STALL_S = 10.0
 
 
 def _pass_time(rig: Rig, seconds: float) -> None:
-    """A second at a time; the loop turns, and its questions are answered, in each."""
+    """A second at a time; the loop turns, and its questions are answered, in each. Less where the loop ends."""
+    polls: list[None] = []
+    rig.source.on_poll = lambda: polls.append(None)
     for _ in range(int(seconds)):
         rig.clock.advance(1.0)
-        if not rig.thread.is_alive():
-            return
-        rig.turns(3)
+        polls.clear()
+        rig.until(lambda: len(polls) >= 3 or not rig.thread.is_alive(), "three turns")
         rig.until(lambda: not rig.pipeline._asking_of_stalls or not rig.thread.is_alive(), "the answer")
+
+
+def _is_read(rig: Rig, partition: Partition) -> None:
+    """Its mark is at the broker, and reading has begun."""
+    rig.until_committed(partition, 0)
+    rig.until(lambda: partition not in rig.pipeline._unmarked, "reading to begin")
 
 
 def _stalls(rig: Rig, action: str) -> float:
@@ -1295,7 +1302,7 @@ def _stalls(rig: Rig, action: str) -> float:
 def test_a_partition_that_hands_nothing_over_is_begun_anew_and_goes_on(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(stall_s=STALL_S)
     rig.own(A, B)
-    rig.until_committed(A, 0)
+    _is_read(rig, A)
     rig.source.deaf[A] = 0  # hears again once it is started
     rig.cluster.send(A, b"1")
     rig.cluster.send(B, b"1")
@@ -1313,7 +1320,7 @@ def test_a_partition_that_hands_nothing_over_is_begun_anew_and_goes_on(make_rig:
 def test_where_that_does_not_help_the_group_is_joined_again(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(stall_s=STALL_S)
     rig.own(A, B)
-    rig.until_committed(A, 0)
+    _is_read(rig, A)
     rig.source.deaf[A] = 1
     rig.cluster.send(A, b"1")
     _pass_time(rig, 2 * STALL_S + 6)
@@ -1328,7 +1335,7 @@ def test_where_that_does_not_help_the_group_is_joined_again(make_rig: Callable[.
 def test_where_nothing_helps_the_process_ends_and_livez_turns_before(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(stall_s=STALL_S)
     rig.own(A)
-    rig.until_committed(A, 0)
+    _is_read(rig, A)
     rig.source.deaf[A] = 1_000
     rig.cluster.send(A, b"1")
     seen = False
@@ -1358,12 +1365,16 @@ def test_no_traffic_is_no_stall(make_rig: Callable[..., Rig]) -> None:
 def test_an_output_that_is_away_is_no_stall(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(stall_s=STALL_S)
     rig.own(A)
-    rig.until_committed(A, 0)
+    _is_read(rig, A)
     rig.sink.answers = lambda _: FakeSink.HOLD
     rig.cluster.send(A, *[b"1"] * 80)  # more than may be in flight
     rig.sink.wait(lambda: len(rig.sink.held) == 64, "all that there is room for")
     _pass_time(rig, 5 * STALL_S)
     assert _stalls(rig, "restart") == 0
+    rig.sink.answers = lambda _: None
+    for _ in range(64):
+        rig.sink.answer()
+    rig.until_committed(A, 80)
 
 
 def test_a_store_that_is_down_is_no_stall(make_rig: Callable[..., Rig]) -> None:
@@ -1379,7 +1390,7 @@ def test_a_store_that_is_down_is_no_stall(make_rig: Callable[..., Rig]) -> None:
 def test_a_broker_that_does_not_answer_is_no_stall(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(stall_s=STALL_S)
     rig.own(A)
-    rig.until_committed(A, 0)
+    _is_read(rig, A)
     rig.source.deaf[A] = 0
     rig.view.reachable = False
     rig.cluster.send(A, b"1")
@@ -1393,7 +1404,7 @@ def test_a_broker_that_does_not_answer_is_no_stall(make_rig: Callable[..., Rig])
 def test_a_quota_is_no_stall(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(stall_s=STALL_S)
     rig.own(A)
-    rig.until_committed(A, 0)
+    _is_read(rig, A)
     rig.source.deaf[A] = 0
     rig.source.throttled_until_s = rig.clock.now_s + 5 * STALL_S
     rig.cluster.send(A, b"1")
@@ -1414,7 +1425,7 @@ def test_a_replica_that_holds_is_no_stall(make_rig: Callable[..., Rig]) -> None:
 def test_a_commit_that_is_refused_for_ever_is_a_stall(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(stall_s=STALL_S)
     rig.own(A)
-    rig.until_committed(A, 0)
+    _is_read(rig, A)
     rig.source.refuse_commits = True
     rig.cluster.send(A, b"1")
     rig.sink.wait(lambda: len(rig.sink.written) == 1, "the label")
@@ -1427,7 +1438,7 @@ def test_a_commit_that_is_refused_for_ever_is_a_stall(make_rig: Callable[..., Ri
 def test_nobody_looks_for_stalls_where_the_setting_says_so(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(stall_s=0.0)
     rig.own(A)
-    rig.until_committed(A, 0)
+    _is_read(rig, A)
     rig.source.deaf[A] = 0
     rig.cluster.send(A, b"1")
     _pass_time(rig, 30)

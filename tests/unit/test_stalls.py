@@ -1,6 +1,7 @@
 """Lag without progress is told from no traffic and from known waiting, and what is done about it grows."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -25,15 +26,8 @@ class Watch:
         self.done: list[tuple[str, frozenset[Partition]]] = []
         self.asked = 0
 
-    def moves(self, partition: Partition = A, **changes: int) -> None:
-        standing = self.standings[partition]
-        fields = {
-            "epoch": standing.epoch,
-            "read": standing.read,
-            "finished": standing.finished,
-            "committed": standing.committed,
-        }
-        self.standings[partition] = Standing(**(fields | changes))
+    def moves(self, **changes: int) -> None:
+        self.standings[A] = replace(self.standings[A], **changes)
 
     def look(self) -> None:
         suspects = self.stalls.look(self.standings, self.excused.__contains__, self.now_s)
