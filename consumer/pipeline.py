@@ -650,9 +650,9 @@ class Pipeline:
         if not self._rules.stall_s or now_s < self._stalls_at_s:
             return
         self._stalls_at_s = now_s + self._rules.stall_s / _LOOKS
-        suspects = self._stalls.look(
-            {partition: _standing(ledger) for partition, ledger in self._ledgers.items()}, self._is_excused, now_s
-        )
+        standings = {partition: _standing(ledger) for partition, ledger in self._ledgers.items()}
+        standings |= {partition: _not_begun(lease) for partition, lease in self._pending.items()}
+        suspects = self._stalls.look(standings, self._is_excused, now_s)
         if suspects and not self._asking_of_stalls:
             self._ask_of_stalls(suspects)
         found = self._stalls.due(now_s)
@@ -661,15 +661,19 @@ class Pipeline:
 
     def _is_excused(self, partition: Partition) -> bool:
         """Whether it is known what the partition waits for: a person, a quota, a store, the output, the model."""
-        ledger = self._ledgers[partition]
-        if self.holding or ledger.past_end or self._source.throttled_until_s > self.turned_s:
+        if self.holding or self._source.throttled_until_s > self.turned_s:
             return True
+        if self._transactions is not None and self._transactions.unresolved:
+            return True
+        ledger = self._ledgers.get(partition)
+        if ledger is None:  # where to begin is being asked for
+            return False
         waits = partition in self._paused or ledger.in_flight > 0
-        return waits and (self._flow.holds_work or self._publisher.holds_work)
+        return ledger.past_end or (waits and (self._flow.holds_work or self._publisher.holds_work))
 
     def _ask_of_stalls(self, suspects: frozenset[Partition]) -> None:
-        """Whether the broker has more of these than was read, or less than was finished. One that does not answer is
-        away, which is no stall."""
+        """Whether the broker has more of these than was read, or less than was finished; where those begin that have
+        not begun, it told long ago. One that does not answer is away, which is no stall."""
         self._asking_of_stalls = True
         asked = sorted(suspects)
 
@@ -682,12 +686,10 @@ class Pipeline:
             heard(
                 each
                 for each in asked
-                if (ledger := self._ledgers.get(each)) is not None
-                and (
-                    ends[each] > self._read_to(ledger)
-                    or each not in committed
-                    or committed[each].offset < ledger.finished_to
-                )
+                if (ledger := self._ledgers.get(each)) is None
+                or ends[each] > self._read_to(ledger)
+                or each not in committed
+                or committed[each].offset < ledger.finished_to
             )
 
         self._ask(
@@ -703,8 +705,10 @@ class Pipeline:
     def _end_stall(self, remedy: StallRemedy, partitions: frozenset[Partition]) -> None:
         self._observer.stalled(remedy, partitions, self._rules.stall_s)
         if remedy == "restart":
-            for partition in partitions - self._unmarked:
+            for partition in partitions & self._ledgers.keys() - self._unmarked:
                 self._read_from(self._ledgers[partition], self._ledgers[partition].next_offset)
+            for partition in partitions & self._pending.keys():
+                self._await_start(partition)
         elif remedy == "rejoin":
             self._rejoining = True
             self._source.leave()
@@ -1075,6 +1079,10 @@ def _standing(ledger: PartitionLedger) -> Standing:
         finished=ledger.finished_to,
         committed=-1 if committed is None else committed.offset,
     )
+
+
+def _not_begun(lease: Lease) -> Standing:
+    return Standing(epoch=-lease.epoch, read=-1, finished=-1, committed=-1)  # to begin is no progress yet
 
 
 def _end(point: StartPoint) -> int | None:

@@ -1443,3 +1443,16 @@ def test_nobody_looks_for_stalls_where_the_setting_says_so(make_rig: Callable[..
     rig.cluster.send(A, b"1")
     _pass_time(rig, 30)
     assert _stalls(rig, "restart") == 0
+
+
+def test_a_partition_that_never_begins_is_a_stall(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    asked = rig.pipeline._ask_starts
+    rig.pipeline._ask_starts = lambda *_, **__: rig.pipeline._ask_at_s.clear()  # type: ignore[method-assign]
+    rig.cluster.send(A, b"1")
+    rig.done(rig.source.assign(A))
+    _pass_time(rig, STALL_S - 2)
+    rig.pipeline._ask_starts = asked  # type: ignore[method-assign]
+    _pass_time(rig, 4)
+    assert _stalls(rig, "restart") == 1
+    rig.until_committed(A, 1)
