@@ -39,6 +39,13 @@ def _released() -> bytes | None:
 Make = Callable[[], Replica]
 
 
+def _start_all(replicas: Sequence[Replica]) -> None:
+    for replica in replicas:
+        replica.start()
+    for replica in replicas:
+        replica.wait_for(lambda replica=replica: owned(replica) == 1, 60, "all to have their share")
+
+
 def _roll(run: Run, old: Sequence[Replica], new: Sequence[Replica]) -> None:
     """One after the other: SIGTERM, the new one in its place, until the group has settled and work goes on."""
     for leaving, coming in zip(old, new, strict=True):
@@ -56,10 +63,7 @@ def _there_and_back(
         olds = [replicas.enter_context(old()) for _ in range(REPLICAS)]
         news = [replicas.enter_context(new()) for _ in range(REPLICAS)]
         with run.sending(photographs, per_second=60):
-            for replica in olds:
-                replica.start()
-            for replica in olds:
-                replica.wait_for(lambda replica=replica: owned(replica) == 1, 60, "all to have their share")
+            _start_all(olds)
             _roll(run, olds, news)
             _roll(run, news, olds)
         run.healed(within_s=60)
@@ -103,13 +107,31 @@ def test_a_live_group_is_rolled_from_one_version_to_the_next_and_back(
     on_both_protocols(scenario)
 
 
-def test_a_live_group_is_rolled_from_one_group_protocol_to_the_other_and_back(
+def test_a_group_moves_to_the_consumer_protocol_once_all_have_stopped_and_back_while_it_is_live(
     kafka: Cluster, make_topics: MakeTopics, photographs: list[Path], tmp_path: Path
 ) -> None:
     topics = make_topics(partitions=REPLICAS)
+    with Run(kafka, topics, tmp_path) as run, ExitStack() as replicas:
 
-    def replica(protocol: Protocol) -> Replica:
-        return Replica(kafka, topics, settings=membership(kafka, topics, protocol))
+        def made(protocol: Protocol, count: int = REPLICAS) -> list[Replica]:
+            settings = membership(kafka, topics, protocol)
+            return [replicas.enter_context(Replica(kafka, topics, settings=settings)) for _ in range(count)]
 
-    classic, consumer = PROTOCOLS
-    _there_and_back(kafka, topics, tmp_path, photographs, old=lambda: replica(classic), new=lambda: replica(consumer))
+        (classic, consumer), (early,) = map(made, PROTOCOLS), made("consumer", 1)
+        with run.sending(photographs, per_second=60):
+            _start_all(classic)
+            run.observer.wait_answered(60)
+            # librdkafka's cooperative-sticky leaves something in its assignments that the broker takes for another
+            # assignor's. Where this begins to work, docs/operations.md can give the shorter way.
+            assert early.start().wait_exit(60) == 2
+            assert early.said("the group is of another kind")
+            assert all(replica.exit_code is None for replica in classic)
+            for replica in classic:
+                assert replica.terminate() == 0
+            _start_all(consumer)
+            run.observer.wait_answered(run.observer.answered + 60)
+            _roll(run, consumer, classic)
+        run.healed(within_s=60)
+        run.observer.wait_round()
+        assert answered_twice(run.history_path) == set()
+        assert run.assert_all_promises_kept().letters == 0
