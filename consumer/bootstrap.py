@@ -572,6 +572,8 @@ def _rules(settings: Settings, *, ignore_earlier_trips: bool) -> Rules:
         drain_timeout_s=min(settings.drain.timeout_ms, max_poll_interval_ms / 2) / 1000,
         metadata_interval_s=kafka.metadata_interval_ms / 1000,
         topic_gone_s=kafka.topic_gone_ms / 1000,
+        # What is finished is committed once an interval, and that is no standing still.
+        stall_s=settings.health.stall_ms and max(settings.health.stall_ms, 2 * settings.commit.interval_ms) / 1000,
         topics=tuple(kafka.input_topics),
         max_uncommitted_messages=settings.pipeline.max_uncommitted_messages,
         start=start,

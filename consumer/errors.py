@@ -52,6 +52,7 @@ OuzelError
     ├── SandboxFailed      14   no child process can be started to decode suspects in
     ├── RangeUnfinished    15   `run --from` that was stopped; the same command goes on
     ├── BucketFailed       16   a bucket or inventory that `send` cannot read to its end
+    ├── Stalled            17   a partition without progress though the broker has more of it, and no remedy helped
     ├── TransactionFenced  18   another replica uses this transactional.id
     └── CommandRefused      1   a command that cannot, or must not, do what it was asked
 """
@@ -340,6 +341,13 @@ class TransactionFenced(Fatal):
     """Another producer uses our `transactional.id`, and each of us fences the other."""
 
     exit_code = 18
+
+
+class Stalled(Fatal):
+    """A partition stands still though the broker has more of it and nothing is known to be away; neither beginning it
+    anew nor joining the group again helped."""
+
+    exit_code = 17
 
 
 class DeadLetterLimit(Fatal):

@@ -237,6 +237,11 @@ class Flow:
         """Whether a stage has taken it up."""
         return id(delivery) in self._stage_of
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether any stage has a message, or waits for a store with it."""
+        return bool(self._stage_of)
+
     def abandon_ended(self) -> None:
         """Let go of images that wait for another try and whose lease no longer wants new work."""
         with self._retries_lock:

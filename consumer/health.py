@@ -24,7 +24,8 @@ class Health:
         self._parts = (pipeline, flow, publisher, source)
 
     def live(self) -> Answer:
-        """Fails when the loop has not turned, or an item has sat in one stage past its deadline.
+        """Fails when the loop has not turned, an item has sat in one stage past its deadline, or a partition stands
+        still though the broker has more of it and a rejoin did not help.
 
         Waiting for a store or a broker is progress: those items are not held by a stage.
         """
@@ -38,6 +39,9 @@ class Health:
         for stage, since_s in flow.oldest().items():
             if now_s - since_s > self._stage_deadline_s:
                 reasons.append(f"an image has been in {stage} for {now_s - since_s:.0f} s (health.stage_deadline_ms)")
+        if pipeline.stalled:
+            where = ", ".join(map(str, sorted(pipeline.stalled)))
+            reasons.append(f"{where} stands still though the broker has more (health.stall_ms)")
         return not reasons, {"status": "stuck" if reasons else "alive", "reasons": reasons}
 
     def ready(self) -> Answer:

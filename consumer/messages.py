@@ -20,6 +20,8 @@ Headers = tuple[tuple[str, bytes | None], ...]
 TimestampType = Literal["create", "log_append", "none"]
 SkipReason = Literal["tombstone", "removed", "folder", "other_event", "test_event", "subscription", "no_records"]
 """Why a message asks for nothing: a null value, or a notification of a bucket that tells of no new image."""
+StallRemedy = Literal["restart", "rejoin", "exit"]
+"""What is done about a partition without progress: see `stages.stalls`."""
 
 
 class Partition(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client import disable_created_metrics as _without_created_series
 
-from consumer.messages import ModelInfo, Partition, SkipReason
+from consumer.messages import ModelInfo, Partition, SkipReason, StallRemedy
 
 ImageOutcome = Literal["labelled", "dead_letter", "skipped"]
 Stage = Literal["parse", "fetch", "decode", "queue", "infer", "publish", "commit"]
@@ -76,6 +76,12 @@ class Metrics:
         self._transactions_undone = Counter(
             "ouzel_transactions_undone", "Transactions whose work was done again.", registry=own
         )
+        self._stalls = Counter(
+            "ouzel_stalls",
+            "Times that partitions stood still though the broker had more, by what was done about it.",
+            ["action"],
+            registry=own,
+        )
         self._lost = Counter(
             "ouzel_offsets_lost", "Messages that retention removed before they were read.", registry=own
         )
@@ -122,6 +128,8 @@ class Metrics:
             self._stage_by_name[stage] = self._stages.labels(stage)
         for result in ("ok", "error"):
             self._commits.labels(result)
+        for remedy in get_args(StallRemedy):
+            self._stalls.labels(remedy)
         for swap_result in get_args(SwapResult):
             self._swaps.labels(swap_result)
         self._limit.set(0)
@@ -182,6 +190,10 @@ class Metrics:
     def retry(self, stage: Stage) -> None:
         """One more attempt."""
         self._retries.labels(stage).inc()
+
+    def stall(self, action: StallRemedy) -> None:
+        """Partitions stood still, and this is done about it."""
+        self._stalls.labels(action).inc()
 
     def rebalance(self) -> None:
         """Partitions came or went."""

@@ -1,13 +1,13 @@
 """What the flow tells the outside: one place for the metric and the log line of each event."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from loguru import logger
 
 from consumer.errors import Retryable
 from consumer.log import rate_limited
-from consumer.messages import ImageJob, Labelled, ModelInfo, OneOutcome, Partition, Rejected, Skipped
+from consumer.messages import ImageJob, Labelled, ModelInfo, OneOutcome, Partition, Rejected, Skipped, StallRemedy
 from consumer.metrics import Metrics, Stage, SwapResult, SwapState
 from consumer.ports import Clock, CommitResult
 from consumer.roofline_meter import RooflineMeter
@@ -168,6 +168,21 @@ class Observer:
     def lag_gone(self, partition: Partition) -> None:
         """The partition is another's: its lag is not ours to tell."""
         self.metrics.drop_lag(partition)
+
+    def stalled(self, remedy: StallRemedy, partitions: Iterable[Partition], stall_s: float) -> None:
+        """Partitions stand still though the broker has more of them, and this is done about it."""
+        self.metrics.stall(remedy)
+        done = {
+            "restart": "begun anew where they stand",
+            "rejoin": "leaving the group to join it again",
+            "exit": "ending",
+        }
+        logger.bind(action=remedy).error(
+            "no progress for {:g} s though the broker has more, in {}: {}",
+            stall_s,
+            ", ".join(map(str, sorted(partitions))),
+            done[remedy],
+        )
 
     def rebalanced(self) -> None:
         """The group moved partitions."""

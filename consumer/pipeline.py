@@ -20,11 +20,12 @@ from consumer.errors import (
     Family,
     RecordsLost,
     Retryable,
+    Stalled,
     TopicMissing,
     TransactionBroken,
 )
 from consumer.flow import Flow
-from consumer.messages import CommitPoint, Delivery, Lease, LeaseState, Partition
+from consumer.messages import CommitPoint, Delivery, Lease, LeaseState, Partition, StallRemedy
 from consumer.observer import Observer
 from consumer.ports import (
     Clock,
@@ -41,6 +42,7 @@ from consumer.stages.dead_letter_limit import Trip
 from consumer.stages.intake import ByteBudget, Intake, PartitionLoad
 from consumer.stages.publish import Publisher, Settled
 from consumer.stages.relabel import Progress, progress_of
+from consumer.stages.stalls import Stalls, Standing
 from consumer.stages.start import MADE_ANEW, Note, RangePart, StartPoint, find_starts
 from consumer.stages.suspects import Suspects
 
@@ -54,6 +56,7 @@ _POLL_FOR_ANSWER_S = 0.005  # an answer is read after a poll, and partitions wai
 _POLL_IN_TRANSACTION_S = 0.01  # readers wait for its end, and its last record may be in any moment
 _MARK_AGAIN_S = 0.1
 _LAST_TRANSACTION_S = 3.0
+_LOOKS = 10  # at what stands still, in `stall_s`
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Rules:
     ignore_earlier_trips: bool
     topic_gone_s: float = 30.0
     """How long a deleted input topic may stay away."""
+    stall_s: float = 0.0
+    """How long a partition may stand still though the broker has more of it; 0: nobody looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +179,10 @@ class Pipeline:
         self._resume = False
         self._held_for: Trip | None = None
         self._probations: set[Partition] = set()
+        self._stalls = Stalls(rules.stall_s)
+        self._stalls_at_s = 0.0
+        self._asking_of_stalls = False
+        self._rejoining = False
         self.turned_s = clock.monotonic_s()
         """Monotonic second of the loop's last turn."""
 
@@ -196,6 +205,11 @@ class Pipeline:
     def holding(self) -> bool:
         """Whether the dead-letter limit holds the replica."""
         return self._held_for is not None
+
+    @property
+    def stalled(self) -> frozenset[Partition]:
+        """Partitions that stand still though the broker has more of them, and that a rejoin did not help."""
+        return self._stalls.hopeless
 
     def settled(self, settled: Settled) -> None:
         """The publisher's word on one delivery."""
@@ -243,6 +257,7 @@ class Pipeline:
         self._commit_when_due()
         self._go_on_after_transaction()
         self._start_marked()
+        self._watch_for_stalls()
         self._observer.turned(self.turned_s, backlog=self._behind and not self.holding, waited_s=self._waited_s)
 
     # --- messages ---------------------------------------------------------------------------------------------------
@@ -625,6 +640,86 @@ class Pipeline:
             self._await_start(partition)
         self._ask_starts(partitions, recreated=True)
 
+    # --- stalls: lag without progress --------------------------------------------------------------------------------
+
+    def _watch_for_stalls(self) -> None:
+        now_s = self.turned_s
+        if self._rejoining and not self._ledgers and not self._pending:
+            self._rejoining = False
+            self._source.subscribe(self)
+        if not self._rules.stall_s or now_s < self._stalls_at_s:
+            return
+        self._stalls_at_s = now_s + self._rules.stall_s / _LOOKS
+        standings = {partition: _standing(ledger) for partition, ledger in self._ledgers.items()}
+        standings |= {partition: _not_begun(lease) for partition, lease in self._pending.items()}
+        suspects = self._stalls.look(standings, self._is_excused, now_s)
+        if suspects and not self._asking_of_stalls:
+            self._ask_of_stalls(suspects)
+        found = self._stalls.due(now_s)
+        if found is not None:
+            self._end_stall(*found)
+
+    def _is_excused(self, partition: Partition) -> bool:
+        """Whether it is known what the partition waits for: a person, a quota, a store, the output, the model."""
+        if self.holding or self._source.throttled_until_s > self.turned_s:
+            return True
+        if self._transactions is not None and self._transactions.unresolved:
+            return True
+        ledger = self._ledgers.get(partition)
+        if ledger is None:  # where to begin is being asked for
+            return False
+        waits = partition in self._paused or ledger.in_flight > 0
+        return ledger.past_end or (waits and (self._flow.holds_work or self._publisher.holds_work))
+
+    def _ask_of_stalls(self, suspects: frozenset[Partition]) -> None:
+        """Whether the broker has more of these than was read, or less than was finished; where those begin that have
+        not begun, it told long ago. One that does not answer is away, which is no stall."""
+        self._asking_of_stalls = True
+        asked = sorted(suspects)
+
+        def heard(behind: Iterable[Partition]) -> None:
+            self._asking_of_stalls = False
+            self._stalls.heard(asked, behind, self._clock.monotonic_s())
+
+        def compare(found: tuple[Mapping[Partition, int], Mapping[Partition, CommitPoint]]) -> None:
+            ends, committed = found
+            heard(
+                each
+                for each in asked
+                if (ledger := self._ledgers.get(each)) is None
+                or ends[each] > self._read_to(ledger)
+                or each not in committed
+                or committed[each].offset < ledger.finished_to
+            )
+
+        self._ask(
+            lambda: (self._view.offsets(asked, "stable"), self._view.committed(asked)), compare, lambda: heard(())
+        )
+
+    def _read_to(self, ledger: PartitionLedger) -> int:
+        """Past transaction markers, which no message shows. Before it is read, the position is an older lease's."""
+        partition = ledger.lease.partition
+        position = None if partition in self._unmarked else self._source.position(partition)
+        return max(ledger.next_offset, position or 0)
+
+    def _end_stall(self, remedy: StallRemedy, partitions: frozenset[Partition]) -> None:
+        self._observer.stalled(remedy, partitions, self._rules.stall_s)
+        if remedy == "restart":
+            for partition in partitions & self._ledgers.keys() - self._unmarked:
+                self._read_from(self._ledgers[partition], self._ledgers[partition].next_offset)
+            for partition in partitions & self._pending.keys():
+                self._await_start(partition)
+        elif remedy == "rejoin":
+            self._rejoining = True
+            self._source.leave()
+        else:
+            raise Stalled(
+                f"no progress in {', '.join(map(str, sorted(partitions)))} though the broker has more, and neither "
+                "beginning anew nor joining the group again helped",
+                remedy="start again, as a supervisor does; where it comes back, look at the broker's log and at "
+                '`ouzel offsets show`, and report it with the log at kafka.client debug = "cgrp,fetch"',
+            )
+
     # --- a range ----------------------------------------------------------------------------------------------------
 
     def _in_range(self, partition: Partition, point: StartPoint) -> bool:
@@ -974,6 +1069,20 @@ class Pipeline:
         self._closing = True
         self._source.close()
         self._questions.shutdown(wait=False, cancel_futures=True)
+
+
+def _standing(ledger: PartitionLedger) -> Standing:
+    committed = ledger.committed
+    return Standing(
+        epoch=ledger.lease.epoch,
+        read=ledger.next_offset,
+        finished=ledger.finished_to,
+        committed=-1 if committed is None else committed.offset,
+    )
+
+
+def _not_begun(lease: Lease) -> Standing:
+    return Standing(epoch=-lease.epoch, read=-1, finished=-1, committed=-1)  # to begin is no progress yet
 
 
 def _end(point: StartPoint) -> int | None:

@@ -121,6 +121,11 @@ class MessageSource(OffsetCommitter, Protocol):
         """Join the group. Returns at once."""
         ...
 
+    def leave(self) -> None:
+        """Ask to leave the group, for `subscribe` to join it again. Returns at once: the listener is told, in later
+        polls, of all that was assigned. A static member keeps its place."""
+        ...
+
     @property
     def joined(self) -> bool:
         """Whether the group has taken us in, with partitions or without. Stays true through rebalances."""
@@ -148,6 +153,11 @@ class MessageSource(OffsetCommitter, Protocol):
 
     def position(self, partition: Partition) -> int | None:
         """The offset after the last message handed over, past transaction markers; None where there is none yet."""
+        ...
+
+    @property
+    def throttled_until_s(self) -> float:
+        """Monotonic second until which a broker has us wait, by its quotas."""
         ...
 
     def lag(self) -> Mapping[Partition, int]:
@@ -191,8 +201,8 @@ class GroupView(Protocol):
         ...
 
     def offsets(self, partitions: Sequence[Partition], at: str | int) -> Mapping[Partition, int]:
-        """`earliest`, `latest` (the end), or the first offset at or after a time in milliseconds since the epoch
-        (the end where there is none)."""
+        """`earliest`, `latest` (the end), `stable` (the last stable offset: as far as can be read now), or the first
+        offset at or after a time in milliseconds since the epoch (the end where there is none)."""
         ...
 
     def close(self) -> None:

@@ -353,6 +353,8 @@ class HealthSettings(Section):
     """0: any free port, said at start."""
     loop_deadline_ms: Milliseconds = 60_000
     stage_deadline_ms: Milliseconds = 300_000
+    stall_ms: Milliseconds = 120_000
+    """How long a partition may stand still though the broker has more of it; 0: nobody looks."""
 
 
 class LogSettings(Section):

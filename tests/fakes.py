@@ -304,9 +304,13 @@ class FakeSource:
         self.assigned: set[Partition] = set()
         self.closed = False
         self.joined = False
+        self.throttled_until_s = 0.0
+        self.deaf: dict[Partition, int] = {}
+        """Partitions that hand nothing over, with how many more `start`s leave them so."""
         self.on_poll: Callable[[], None] = lambda: None
         """Runs at the start of every poll."""
         self._listener: AssignmentListener | None = None
+        self._left: tuple[Partition, ...] = ()
         self._leases: dict[Partition, Lease] = {}
         self._at: dict[Partition, int] = {}
         self._handed_over: set[Partition] = set()
@@ -343,6 +347,15 @@ class FakeSource:
         """See the port."""
         self._listener = listener
         self.cluster.has_members = True
+        left, self._left = self._left, ()
+        if left:
+            self.assign(*left)
+
+    def leave(self) -> None:
+        """See the port. What was assigned is assigned again by the next `subscribe`."""
+        self._left = tuple(sorted(self.assigned))
+        if self._left:
+            self.revoke(*self._left)
 
     def poll(self, timeout_s: float) -> Delivery | OffsetLost | None:
         """See the port."""
@@ -369,6 +382,10 @@ class FakeSource:
             self._handed_over.discard(lease.partition)
             self._lost_told.discard(lease.partition)
             self.paused.discard(lease.partition)
+            if lease.partition in self.deaf:
+                self.deaf[lease.partition] -= 1
+                if self.deaf[lease.partition] < 0:
+                    del self.deaf[lease.partition]
             self.cluster.changed.notify_all()
 
     def pause(self, partitions: Iterable[Partition]) -> None:
@@ -482,7 +499,7 @@ class FakeSource:
 
     def _next(self) -> Delivery | OffsetLost | None:
         for partition, lease in self._leases.items():
-            if partition in self.paused or partition in self._lost_told:
+            if partition in self.paused or partition in self._lost_told or partition in self.deaf:
                 continue
             log, at = self.cluster.logs.get(partition, FakeLog()), self._at[partition]
             if not log.start <= at <= log.end:
@@ -540,7 +557,7 @@ class FakeGroupView:
             log = self.cluster.logs[partition]
             if at == "earliest":
                 found[partition] = log.start
-            elif at == "latest":
+            elif at in ("latest", "stable"):
                 found[partition] = log.end
             else:
                 found[partition] = next((each.offset for each in log.records if each.offset >= int(at)), log.end)

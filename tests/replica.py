@@ -53,7 +53,8 @@ class TopicNames(Protocol):
 class Replica:
     """One member of the group. Started by `start`; always ended by leaving the `with` block.
 
-    `settings` are OUZEL_ variables over `QUICK`; `arguments` come before the command `run`, `options` after it.
+    `settings` are OUZEL_ variables over `QUICK`; `arguments` come before the command `run`, `options` after it; the
+    package `consumer` is that of `folder`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Replica:
         *,
         settings: Mapping[str, str] | None = None,
         entry: str = "consumer",
+        folder: Path = ROOT,
         arguments: tuple[str, ...] = (),
         options: tuple[str, ...] = (),
     ) -> None:
@@ -70,6 +72,7 @@ class Replica:
         self.log_file = Path(self._folder.name) / "log.jsonl"
         self.health_port = free_port()
         self._entry = entry
+        self._sources = folder
         self._arguments = arguments
         self._options = options
         self._environment = {
@@ -98,7 +101,7 @@ class Replica:
             self._process = start_process(
                 [sys.executable, "-m", self._entry, *self._arguments, "run", *self._options],
                 output=output,
-                cwd=ROOT,
+                cwd=self._sources,
                 env=self._environment,
             )
         return self

@@ -209,6 +209,11 @@ class Publisher:
         """Whether this message's outcome came in and is not settled."""
         return id(delivery) in self._held
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether any outcome came in and is not settled."""
+        return bool(self._held)
+
     # --- for the owner, in transactions -----------------------------------------------------------------------------
 
     def seal(self) -> None:

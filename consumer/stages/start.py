@@ -78,18 +78,24 @@ class Note:
 
     @classmethod
     def load(cls, metadata: str) -> "Note":
-        """From commit metadata; another client's metadata says nothing to us."""
+        """From commit metadata; another client's metadata says nothing to us.
+
+        Replicas of several versions read one another's while a group is rolled from one to the next: a field that is
+        not known here, or not of the form that is, is passed over. So fields are only ever added, with a meaning that a
+        reader may miss; `v` changes only where an older reader must take the note for nothing.
+        """
         try:
             fields = orjson.loads(metadata)
         except orjson.JSONDecodeError:
             return cls()
         if not isinstance(fields, dict) or fields.get("v") != 1:
             return cls()
+        topic_id = fields.get("topic_id")
         trip = fields.get("trip")
         partitions = fields.get("start_partitions")
         in_hand = fields.get("in_hand")
         return cls(
-            topic_id=str(fields.get("topic_id", "")),
+            topic_id=topic_id if isinstance(topic_id, str) else "",
             start_partitions=partitions if isinstance(partitions, int) else 0,
             trip=trip if trip in ("content", "system") else None,
             in_hand=max(0, in_hand) if isinstance(in_hand, int) else 0,

@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Sequence
 
 import pytest
+from confluent_kafka import Producer
 
 from consumer.adapters.kafka.group_view import KafkaGroupView
 from consumer.errors import BrokerUnreachable
 from consumer.messages import CommitPoint, Partition
 from consumer.ports import GroupView
-from tests.contract.kafka_places import Place
+from tests.contract.kafka_places import KafkaPlace, Place
 from tests.fakes import FakeCluster, FakeGroupView
+from tests.kafka_broker import Cluster
 from tests.kafka_clients import unique
 from tests.processes import free_port, wait_until
 
@@ -60,9 +62,27 @@ def test_offsets_are_told_by_end_and_by_time(place: Place, view: GroupView) -> N
     place.send(first, b"1", b"2", b"3")
     assert view.offsets([first, second], "earliest") == {first: 0, second: 0}
     assert view.offsets([first, second], "latest") == {first: 3, second: 0}
+    assert view.offsets([first, second], "stable") == {first: 3, second: 0}
     assert view.offsets([], "latest") == {}
     if not place.is_mock:  # the moment 0 has nothing before it
         assert view.offsets([first, second], 0) == {first: 0, second: 0}
+
+
+@pytest.mark.kafka
+def test_the_stable_end_is_where_a_transaction_is_open(kafka: Cluster) -> None:
+    topic = unique("images")
+    kafka.create_topic(topic, partitions=1)
+    only = Partition(topic, 0)
+    view = KafkaPlace(kafka, topic).view()
+    producer = Producer(kafka.client_properties(transactional_id=unique("writer")))
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(topic, b"1", partition=0)
+    assert producer.flush(10) == 0
+    assert (view.offsets([only], "stable"), view.offsets([only], "latest")) == ({only: 0}, {only: 1})
+    producer.commit_transaction(10)
+    wait_until(lambda: view.offsets([only], "stable") == {only: 2}, timeout_s=10, what="the marker")
+    view.close()
 
 
 def test_a_topic_that_went_away_since_it_was_told_is_to_be_asked_about_again(view: GroupView) -> None:

@@ -196,6 +196,29 @@ def test_lag_counts_what_is_not_delivered(owner: Owner) -> None:
     owner.until(lambda: owner.source.lag().get(owner.partition()) == 1, "a lag of one")
 
 
+def test_who_leaves_is_told_what_goes_away_and_joins_again_by_subscribing(owner: Owner) -> None:
+    owner.place.send(owner.partition(), b"1", b"2")
+    owner.start()
+    owner.take(1)
+    point = {owner.partition(): CommitPoint(1)}
+    confirmed: list[bool] = []
+
+    def drained(_partitions: Sequence[Partition]) -> None:
+        owner.source.commit(point)
+        confirmed.append(owner.source.confirm_commit(point, 5))
+
+    owner.on_revoke = drained
+    before, owner.partitions = owner.partitions, set()
+    owner.source.leave()
+    owner.until(lambda: set(owner.revoked) == before, "all to go away")
+    assert confirmed == [True]
+    owner.source.subscribe(owner)
+    owner.until(lambda: owner.partitions == before, "all to come back")
+    owner.nothing_comes()
+    owner.start(offset=1)
+    assert [d.offset for d in owner.take(1)] == [1]
+
+
 def test_what_ends_the_process_is_not_hidden_by_the_error_that_follows_it(
     mock_cluster: Callable[[str], Cluster],
 ) -> None:

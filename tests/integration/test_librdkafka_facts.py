@@ -22,6 +22,7 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Producer,
+    ShareConsumer,
     TopicCollection,
     TopicPartition,
 )
@@ -658,3 +659,51 @@ def test_a_transactions_offsets_are_refused_from_an_old_member_and_in_the_classi
         refusal = _transact(kafka, topics, known, 3)
         assert refusal is not None
         assert refusal.txn_requires_abort()
+
+
+# --- groups of another kind ----------------------------------------------------------------------------------------
+
+
+def _share_is_refused(kafka: Cluster, group: str, topic: str) -> bool:
+    member = ShareConsumer(kafka.client_properties(group_id=group))
+    member.subscribe([topic])
+    refused = False
+    try:
+        deadline_s = time.monotonic() + 5
+        while time.monotonic() < deadline_s and not refused:
+            try:
+                member.poll(0.2)
+            except KafkaException as error:
+                refused = error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND
+    finally:
+        member.close()
+    return refused
+
+
+@both_protocols
+def test_a_share_group_gets_the_id_of_a_consumer_group_only_when_that_was_deleted(
+    kafka: Cluster, topics: Topics, protocol: Protocol
+) -> None:
+    """docs/operations.md: another guarantee. Neither its members nor, when they have left, its offsets matter."""
+    properties = kafka.client_properties(group_id=topics.group, group_protocol=protocol, enable_auto_commit=False)
+    member = Consumer(properties | {"auto.offset.reset": "earliest"})
+    member.subscribe([topics.images])
+
+    def joined() -> bool:
+        member.poll(0.1)
+        return len(member.assignment()) == topics.partitions
+
+    wait_until(joined, timeout_s=20, what="an assignment", interval_s=0)
+    member.commit(offsets=[TopicPartition(topics.images, 0, 0)], asynchronous=False)
+    assert _share_is_refused(kafka, topics.group, topics.images)
+    member.close()
+    assert _share_is_refused(kafka, topics.group, topics.images)
+
+    def deleted() -> bool:
+        with contextlib.suppress(KafkaException):  # while the broker thinks that it has a member
+            kafka.admin().delete_consumer_groups([topics.group])[topics.group].result(10)
+            return True
+        return False
+
+    wait_until(deleted, timeout_s=20, what="the group to be deleted")
+    assert not _share_is_refused(kafka, topics.group, topics.images)

@@ -150,6 +150,11 @@ _UNITS_OF = {"ms": 1, "s": 1_000, "days": 86_400_000, "KiB": 1024, "MiB": 1024**
 _WITH_DEFAULT = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)`\s\((\d[\d,]*(?:\.\d+)?)(?: (ms|s|days|KiB|MiB))?[):;]")
 
 
+_OF_GROUPS = {
+    f"share.{end}"
+    for end in ("isolation.level", "auto.offset.reset", "record.lock.duration.ms", "delivery.count.limit")
+}
+"""Kafka's configuration of a share group."""
 _FILES_OF_A_MODEL = {f"model.{end}" for end in ("toml", "onnx", "tflite", "xml", "bin", "savedmodel")}
 
 
@@ -159,7 +164,7 @@ def test_settings_exist(path: Path) -> None:
         named = re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?: = .*)?$", code)
         if named is None or (ROOT / named[1]).exists() or named[1].split(".")[0] not in _SECTIONS:
             continue
-        if named[1] in NAMES or named[1] in _FILES_OF_A_MODEL:  # librdkafka has a `delivery.` too
+        if named[1] in NAMES or named[1] in _FILES_OF_A_MODEL | _OF_GROUPS:  # librdkafka has a `delivery.` too
             continue
         assert tuple(named[1].split(".")) in KEYS, f"there is no setting {named[1]}"
 
@@ -272,6 +277,21 @@ def _below(kind: type[Any]) -> Iterator[type[Any]]:
 def test_the_readme_has_every_exit_code() -> None:
     table = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", README, re.MULTILINE) for code in row.split(", ")}
     assert table == {0, errors.Fatal.exit_code, *(each.exit_code for each in _below(errors.Fatal)), 128 + 2, 128 + 15}
+
+
+def test_operations_says_what_to_do_at_every_exit_code_and_error() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    ends = text.partition("\n## What to do when it ends\n")[2].partition("\n## ")[0]
+    rows = [(int(code), name) for code, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", ends, re.MULTILINE)]
+    assert sorted(rows) == sorted((each.exit_code, each.__name__) for each in _below(errors.Fatal))
+    other = {int(code) for row in re.findall(r"^\| ([\d, ]+) \| \|", ends, re.MULTILINE) for code in row.split(", ")}
+    assert {0, errors.Fatal.exit_code, 128 + 2, 128 + 15, 128 + 9} <= other
+    for row in re.findall(r"^\|.*\|$", ends, re.MULTILINE):
+        assert row.count("|") == 6, row
+    runs = text.partition("\n## What to do while it runs\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(line for line in runs.splitlines() if line.startswith("| `"))))
+    wanted = {each.__name__ for kind in (errors.InvalidMessage, errors.Retryable) for each in _below(kind)}
+    assert wanted <= named, wanted - named
 
 
 def test_the_readme_has_every_class_of_dead_letters_with_its_family() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from consumer.messages import CommitPoint, Partition
-from consumer.stages.start import Note, StartPoint, find_starts
+from consumer.stages.start import MADE_ANEW, Note, StartPoint, find_starts
 from tests.fakes import FakeCluster, FakeGroupView
 
 A, B = Partition("images", 0), Partition("images", 1)
@@ -209,3 +209,50 @@ def test_a_note_with_all_it_can_carry_is_far_smaller_than_brokers_allow() -> Non
     note = Note("x" * 36, 2**31, "content", 2**31)
     assert Note.load(note.dump()) == note
     assert len(note.dump()) < 256
+
+
+# --- notes of other versions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ('{"v":1,"topic_id":"id-1","start_partitions":2}', Note("id-1", 2)),  # 0.1.0
+        ('{"v":1,"topic_id":"id-1","start_partitions":2,"trip":"system"}', Note("id-1", 2, "system")),  # 0.1.0
+        ('{"v":1,"topic_id":"id-1","start_partitions":-1,"in_hand":5200}', Note("id-1", MADE_ANEW, None, 5_200)),
+    ],
+)
+def test_every_form_that_was_ever_written_is_read(written: str, read: Note) -> None:
+    assert Note.load(written) == read
+    assert read.dump() == written  # and an older replica reads what is written now
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"owner":{"version":"9.0.0"}',
+        '"seen":[1,null]',
+        '"trip":"weather"',
+        '"trip":{"family":"system"}',
+        '"range":{"start":"0","end":9}',
+        '"range":[0,9]',
+    ],
+)
+def test_what_a_later_version_may_add_is_passed_over(field: str) -> None:
+    assert Note.load('{"v":1,"topic_id":"id-1","start_partitions":2,"in_hand":7,' + field + "}") == Note(
+        "id-1", 2, None, 7
+    )
+
+
+@pytest.mark.parametrize("topic_id", ["null", "7", '{"uuid":"x"}'])
+def test_a_topic_id_of_another_form_is_not_taken_for_another_topic(cluster: FakeCluster, topic_id: str) -> None:
+    """Or the partition would begin at its beginning."""
+    cluster.committed[A] = CommitPoint(7, '{"v":1,"topic_id":' + topic_id + ',"start_partitions":2}')
+    assert _starts(cluster, A)[A].offset == 7
+
+
+@pytest.mark.parametrize("metadata", ["", "not ours", "[]", '{"v":2,"topic_id":"id-0"}', '"v"'])
+def test_a_note_that_is_not_ours_says_nothing_and_the_offset_counts(cluster: FakeCluster, metadata: str) -> None:
+    cluster.committed[A] = CommitPoint(7, metadata)
+    point = _starts(cluster, A)[A]
+    assert (point.offset, point.suspects, point.note.trip) == (7, None, None)

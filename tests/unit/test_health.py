@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from consumer.health import Health
+from consumer.messages import Partition
 from consumer.stages.dead_letter_limit import Trip
 from tests.fakes import FakeClock
 
@@ -20,6 +21,7 @@ class _Parts:
         self.stages: dict[str, float] = {}
         self.down: dict[str, float] = {}
         self.waiting_since_s: float | None = None
+        self.stalled: frozenset[Partition] = frozenset()
 
     def oldest(self) -> dict[str, float]:
         return self.stages
@@ -75,6 +77,13 @@ def test_an_image_that_sits_in_one_stage_past_its_deadline_is_not_alive(
     assert not alive
     assert len(facts["reasons"]) == 1
     assert "decode" in facts["reasons"][0]
+
+
+def test_a_partition_that_no_remedy_helped_is_not_alive(health: Health, parts: _Parts) -> None:
+    parts.stalled = frozenset({Partition("images", 3)})
+    alive, facts = health.live()
+    assert not alive
+    assert facts["reasons"] == ["images[3] stands still though the broker has more (health.stall_ms)"]
 
 
 def test_waiting_for_a_store_or_the_output_is_alive_and_ready_and_said(

@@ -18,6 +18,7 @@ from consumer.errors import (
     Retryable,
     RuntimeStuck,
     SandboxFailed,
+    Stalled,
     TopicMissing,
 )
 from consumer.flow import Flow
@@ -1270,3 +1271,188 @@ def test_the_note_of_a_range_survives_the_dead_letter_limit(make_rig: Callable[.
     rig.own(A)
     rig.until(lambda: rig.note(A).trip == "system", "the trip to be noted")
     assert rig.note(A).part == part
+
+
+# --- stalls ---------------------------------------------------------------------------------------------------------
+
+STALL_S = 10.0
+
+
+def _pass_time(rig: Rig, seconds: float) -> None:
+    """A second at a time; the loop turns, and its questions are answered, in each. Less where the loop ends."""
+    polls: list[None] = []
+    rig.source.on_poll = lambda: polls.append(None)
+    for _ in range(int(seconds)):
+        rig.clock.advance(1.0)
+        polls.clear()
+        rig.until(lambda: len(polls) >= 3 or not rig.thread.is_alive(), "three turns")
+        rig.until(lambda: not rig.pipeline._asking_of_stalls or not rig.thread.is_alive(), "the answer")
+
+
+def _is_read(rig: Rig, partition: Partition) -> None:
+    """Its mark is at the broker, and reading has begun."""
+    rig.until_committed(partition, 0)
+    rig.until(lambda: partition not in rig.pipeline._unmarked, "reading to begin")
+
+
+def _stalls(rig: Rig, action: str) -> float:
+    return rig.metrics.registry.get_sample_value("ouzel_stalls_total", {"action": action}) or 0.0
+
+
+def test_a_partition_that_hands_nothing_over_is_begun_anew_and_goes_on(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    rig.own(A, B)
+    _is_read(rig, A)
+    rig.source.deaf[A] = 0  # hears again once it is started
+    rig.cluster.send(A, b"1")
+    rig.cluster.send(B, b"1")
+    rig.until_committed(B, 1)
+    _pass_time(rig, STALL_S - 2)
+    assert _stalls(rig, "restart") == 0
+    _pass_time(rig, 4)
+    rig.until_committed(A, 1)
+    assert (_stalls(rig, "restart"), _stalls(rig, "rejoin")) == (1, 0)
+    assert rig.pipeline.stalled == frozenset()
+    rig.stop()
+    assert rig.error is None
+
+
+def test_where_that_does_not_help_the_group_is_joined_again(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    rig.own(A, B)
+    _is_read(rig, A)
+    rig.source.deaf[A] = 1
+    rig.cluster.send(A, b"1")
+    _pass_time(rig, 2 * STALL_S + 6)
+    rig.until_committed(A, 1)
+    assert (_stalls(rig, "restart"), _stalls(rig, "rejoin"), _stalls(rig, "exit")) == (1, 1, 0)
+    rig.cluster.send(B, b"1")
+    rig.until_committed(B, 1)  # everything is owned again
+    rig.stop()
+    assert rig.error is None
+
+
+def test_where_nothing_helps_the_process_ends_and_livez_turns_before(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    rig.own(A)
+    _is_read(rig, A)
+    rig.source.deaf[A] = 1_000
+    rig.cluster.send(A, b"1")
+    seen = False
+    for _ in range(5 * int(STALL_S)):
+        _pass_time(rig, 1)
+        seen = seen or rig.pipeline.stalled == {A}
+        if not rig.thread.is_alive():
+            break
+    assert seen
+    error = rig.ended()
+    assert isinstance(error, Stalled)
+    assert error.exit_code == 17
+    assert "images[0]" in str(error)
+    assert _stalls(rig, "exit") == 1
+
+
+def test_no_traffic_is_no_stall(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    rig.cluster.send(A, b"1")
+    rig.cluster.logs[A].end += 1  # a marker at the end
+    rig.own(A, B)
+    rig.until_committed(A, 2)
+    _pass_time(rig, 4 * STALL_S)
+    assert _stalls(rig, "restart") == 0
+
+
+def test_an_output_that_is_away_is_no_stall(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    rig.own(A)
+    _is_read(rig, A)
+    rig.sink.answers = lambda _: FakeSink.HOLD
+    rig.cluster.send(A, *[b"1"] * 80)  # more than may be in flight
+    rig.sink.wait(lambda: len(rig.sink.held) == 64, "all that there is room for")
+    _pass_time(rig, 5 * STALL_S)
+    assert _stalls(rig, "restart") == 0
+    rig.sink.answers = lambda _: None
+    for _ in range(64):
+        rig.sink.answer()
+    rig.until_committed(A, 80)
+
+
+def test_a_store_that_is_down_is_no_stall(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    rig.store.available = False
+    rig.own(A)
+    rig.cluster.send(A, *[b"fake://images/1"] * 80)
+    rig.until(lambda: bool(rig.flow.down_stores()), "the store to be presumed down")
+    _pass_time(rig, 5 * STALL_S)
+    assert _stalls(rig, "restart") == 0
+
+
+def test_a_broker_that_does_not_answer_is_no_stall(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    rig.own(A)
+    _is_read(rig, A)
+    rig.source.deaf[A] = 0
+    rig.view.reachable = False
+    rig.cluster.send(A, b"1")
+    _pass_time(rig, 5 * STALL_S)
+    assert _stalls(rig, "restart") == 0
+    rig.view.reachable = True
+    _pass_time(rig, 2 * STALL_S)
+    rig.until_committed(A, 1)
+
+
+def test_a_quota_is_no_stall(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    rig.own(A)
+    _is_read(rig, A)
+    rig.source.deaf[A] = 0
+    rig.source.throttled_until_s = rig.clock.now_s + 5 * STALL_S
+    rig.cluster.send(A, b"1")
+    _pass_time(rig, 5 * STALL_S)
+    assert _stalls(rig, "restart") == 0
+
+
+def test_a_replica_that_holds_is_no_stall(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    rig.own(A)
+    rig.cluster.send(A, *[b"fake://images/absent"] * 4)
+    rig.until(lambda: rig.pipeline.holding, "the limit")
+    rig.cluster.send(A, b"1")
+    _pass_time(rig, 5 * STALL_S)
+    assert _stalls(rig, "restart") == 0
+
+
+def test_a_commit_that_is_refused_for_ever_is_a_stall(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    rig.own(A)
+    _is_read(rig, A)
+    rig.source.refuse_commits = True
+    rig.cluster.send(A, b"1")
+    rig.sink.wait(lambda: len(rig.sink.written) == 1, "the label")
+    _pass_time(rig, STALL_S + 2)
+    assert _stalls(rig, "restart") == 1
+    rig.source.refuse_commits = False
+    rig.until_committed(A, 1)
+
+
+def test_nobody_looks_for_stalls_where_the_setting_says_so(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=0.0)
+    rig.own(A)
+    _is_read(rig, A)
+    rig.source.deaf[A] = 0
+    rig.cluster.send(A, b"1")
+    _pass_time(rig, 30)
+    assert _stalls(rig, "restart") == 0
+
+
+def test_a_partition_that_never_begins_is_a_stall(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(stall_s=STALL_S)
+    asked = rig.pipeline._ask_starts
+    rig.pipeline._ask_starts = lambda *_, **__: rig.pipeline._ask_at_s.clear()  # type: ignore[method-assign]
+    rig.cluster.send(A, b"1")
+    rig.done(rig.source.assign(A))
+    _pass_time(rig, STALL_S - 2)
+    rig.pipeline._ask_starts = asked  # type: ignore[method-assign]
+    _pass_time(rig, 4)
+    assert _stalls(rig, "restart") == 1
+    rig.until_committed(A, 1)

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,
+    IsolationLevel,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -120,6 +121,8 @@ class KafkaGroupView:
         """See the port."""
         if not partitions:
             return {}
+        if at == "stable":
+            return self._list(partitions, _spec("latest"), IsolationLevel.READ_COMMITTED)
         found = self._list(partitions, _spec(at))
         none = [partition for partition, offset in found.items() if offset < 0]
         return {**found, **(self._list(none, _spec("latest")) if none else {})}
@@ -128,9 +131,14 @@ class KafkaGroupView:
         """See the port."""
         self._commits.close()
 
-    def _list(self, partitions: Sequence[Partition], spec: Any) -> dict[Partition, int]:
+    def _list(
+        self,
+        partitions: Sequence[Partition],
+        spec: Any,
+        isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
+    ) -> dict[Partition, int]:
         request = {TopicPartition(*partition): spec for partition in partitions}
-        futures = self._admin.list_offsets(request, request_timeout=self._timeout_s)
+        futures = self._admin.list_offsets(request, request_timeout=self._timeout_s, isolation_level=isolation)
         try:
             return {
                 Partition(each.topic, each.partition): self._ask(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, ThrottleEvent, TopicPartition
 from loguru import logger
 
 from consumer.adapters.kafka.translate import consumer_error, is_fenced
@@ -38,6 +38,7 @@ class KafkaSource:
         self._at_end: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
         self._lag: dict[Partition, int] = {}
+        self._throttled_until_s = 0.0
         self._sent: deque[dict[Partition, CommitPoint]] = deque()
         self._steady = False
         self._answer: CommitResult | None = None
@@ -50,6 +51,7 @@ class KafkaSource:
                 "on_commit": self._noting(self._on_commit),
                 "stats_cb": self._noting(self._on_stats),
                 "error_cb": self._noting(self._on_client_error),
+                "throttle_cb": self._noting(self._on_throttle),
             },
             logger=logging.getLogger("kafka"),  # else librdkafka writes to stderr itself
         )
@@ -65,6 +67,10 @@ class KafkaSource:
             on_revoke=self._noting(self._on_revoke),
             on_lost=self._noting(self._on_lost),
         )
+
+    def leave(self) -> None:
+        """See the port."""
+        self._consumer.unsubscribe()
 
     @property
     def joined(self) -> bool:
@@ -167,6 +173,11 @@ class KafkaSource:
         # The end is told past what compaction emptied, which the position is not.
         at_end = self._at_end.get(partition)
         return position if at_end is None else max(at_end, position or 0)
+
+    @property
+    def throttled_until_s(self) -> float:
+        """See the port."""
+        return self._throttled_until_s
 
     def lag(self) -> Mapping[Partition, int]:
         """See the port. As of the last statistics (`statistics.interval.ms`)."""
@@ -311,6 +322,9 @@ class KafkaSource:
                     position = max(of_partition.get("app_offset", -1), self._started_at.get(partition, 0))
                     lag[partition] = max(0, end - position)
         self._lag = lag
+
+    def _on_throttle(self, event: ThrottleEvent) -> None:
+        self._throttled_until_s = max(self._throttled_until_s, self._clock.monotonic_s() + event.throttle_time)
 
     def _on_client_error(self, error: KafkaError) -> None:
         self._client_errors.append(error)

@@ -29,6 +29,8 @@ _GROUP_REFUSED = {
     KafkaError.UNSUPPORTED_VERSION,
     KafkaError._UNSUPPORTED_FEATURE,
 }
+_OF_ANOTHER_KIND = "The group id does not exist"
+"""Within the text of a fatal error, whose own code is no more than that. Said of a group that is there, too."""
 _FENCED = {
     KafkaError._FATAL,
     KafkaError._FENCED,
@@ -85,6 +87,12 @@ def consumer_error(error: KafkaError, topic: str | None) -> Fatal | None:
         return SettingsError(
             f"the group coordinator refuses us: {error.str()}",
             remedy="check kafka.group_protocol and that no member of kafka.group_id uses an eager assignor",
+        )
+    if code == KafkaError.GROUP_ID_NOT_FOUND or _OF_ANOTHER_KIND in error.str():
+        return SettingsError(
+            f"the group is of another kind than its new member: {error.str()}",
+            remedy='stop every replica of a group before its first one has kafka.group_protocol = "consumer"; take '
+            "another kafka.group_id where it is a share group's (docs/operations.md, upgrades)",
         )
     if error.fatal() or code in _FENCED:
         return Fatal(f"the consumer cannot go on: {error.str()}", remedy="start the replica again")
