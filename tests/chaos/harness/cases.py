@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.chaos.harness.episode import Result
-from tests.chaos.harness.plan import BROKER_NUMBERS, SESSION_S, TRANSACTION_TIMEOUT_S, Fault, Guarantee, Plan
+from tests.chaos.harness.plan import (
+    BROKER_NUMBERS,
+    DELIVERY_TIMEOUT,
+    SESSION_S,
+    TRANSACTION_TIMEOUT_S,
+    Fault,
+    Guarantee,
+    Plan,
+)
 from tests.history import Promise
 
 
@@ -64,7 +72,7 @@ CASES: tuple[Case, ...] = (
         frozenset({"I1", "I2"}),
         (Fault(2.0, "black hole", {"replica": 0, "direction": "up", "arrives_late": False}, 4.0),),
         settings={
-            "OUZEL_KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS": "1500",
+            DELIVERY_TIMEOUT: "1500",
             "OUZEL_KAFKA__PRODUCER__SOCKET_TIMEOUT_MS": "1000",
         },
     ),

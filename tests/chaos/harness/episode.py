@@ -105,7 +105,9 @@ def judged(plan: Plan, history: Sequence[dict[str, Any]], *, final: bool) -> lis
     """The broken promises, of those that this guarantee makes."""
     exactly_once = plan.guarantee == "exactly_once"
     found = verify(history, final=final, exactly_once=exactly_once, zombies=plan.zombies and not exactly_once)
-    not_promised = _NOT_PROMISED.get(plan.guarantee, frozenset())
+    not_promised = _NOT_PROMISED.get(plan.guarantee, frozenset[Promise]())
+    if not plan.keeps_order:
+        not_promised |= {"I4"}
     return [violation for violation in found if violation.promise not in not_promised]
 
 

@@ -12,6 +12,7 @@ GUARANTEES: tuple[Guarantee, ...] = ("at_least_once", "exactly_once", "share")
 Protocol = Literal["classic", "consumer"]
 
 BROKER_NUMBERS = (1, 2, 3)
+DELIVERY_TIMEOUT = "OUZEL_KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS"
 SESSION_S = 5.0
 """After which the group misses a silent member."""
 MAX_POLL_INTERVAL_S = 8.0
@@ -269,6 +270,11 @@ class Plan:
         """Whether a replica may go on after its partitions were given away."""
         return any(fault.kind in KINDS and KINDS[fault.kind].makes_zombies for fault in self.faults)
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the events of a key keep their order: not past a delivery time-out, as the README says."""
+        return DELIVERY_TIMEOUT not in self.settings
+
     def dump(self, path: Path) -> None:
         """Write it as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -300,7 +306,7 @@ def draw_plan(
     }
     delivery_timeout_ms = dice.choice(("5000", "30000", ""))  # past it nobody knows what became of a record
     if guarantee == "at_least_once" and delivery_timeout_ms:
-        settings["OUZEL_KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS"] = delivery_timeout_ms
+        settings[DELIVERY_TIMEOUT] = delivery_timeout_ms
     return Plan(
         guarantee=guarantee,
         seed=seed,

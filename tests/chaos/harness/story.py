@@ -12,13 +12,20 @@ Line = Mapping[str, Any]
 _MAX_LINES = 60
 _FAULTS_BEFORE_S = 30.0
 _CUT = 300
+_COMMITS_AROUND = 20
 
 
 def story(history: Sequence[Line], violation: Violation, *, replay: str, seed: int) -> str:
     """For people. Times are seconds since the history's begin."""
     begun_s = history[0]["at_s"] if history else 0.0
-    told = [(line["at_s"] - begun_s, number, _told(line, violation)) for number, line in enumerate(history)]
-    lines = [f"{at_s:9.3f} s  line {number}: {text}" for at_s, number, text in told if text is not None]
+    lines: list[str] = []
+    committed = ""
+    for number, line in enumerate(history):
+        text = _told(line, violation)
+        if line["kind"] == "sample":  # a commit is told of once
+            text, committed = (None if text == committed else text), text or committed
+        if text is not None:
+            lines.append(f"{line['at_s'] - begun_s:9.3f} s  line {number}: {text}")
     if len(lines) > _MAX_LINES:
         half = _MAX_LINES // 2
         lines = [*lines[:half], f"... {len(lines) - _MAX_LINES} lines ...", *lines[-half:]]
@@ -59,10 +66,9 @@ def _told(line: Line, violation: Violation) -> str | None:
 
 def _of_partition(sample: Line, topic: str, partition: int, offset: int | None) -> str | None:
     for name, _id, number, committed, begin, end in sample["partitions"]:
-        if (name, number) == (topic, partition) and (
-            offset is None or committed is None or abs(committed - offset) < 5  # the commits around it
-        ):
-            return f"sample {sample['number']}: committed {committed}, log {begin} to {end}"
+        near = offset is None or (committed is not None and abs(committed - offset) <= _COMMITS_AROUND)
+        if (name, number) == (topic, partition) and near:
+            return f"committed {committed} of the log from {begin} to {end}"
     return None
 
 
