@@ -70,8 +70,8 @@ def test_a_story_has_the_lines_of_its_input_the_faults_around_it_and_the_way_to_
         }  # fmt: skip
 
     history = [
-        sent(100, 0), sent(101, 50), fault(102, "begin"), sample(103, 1, 0), sample(104, 2, 51), fault(105, "end"), sample(106, 3, 51),
-        fault(200, "begin", 1, "much later"), fault(201, "end", 1, "much later"),
+        sent(100, 0), sent(101, 50), fault(102, "begin"), sample(103, 1, 0), sample(104, 2, 51), fault(105, "end"),
+        sample(106, 3, 51), fault(200, "begin", 1, "much later"), fault(201, "end", 1, "much later"),
     ]  # fmt: skip
     violation = Violation("I2", "51 was committed while images[0]@50 had no answer yet", 4, ("images", 0, 50))
     text = story(history, violation, replay="python -m tests.chaos replay plan.json", seed=9)
