@@ -134,11 +134,11 @@ class Campaign:
         for text in result.stories:
             say(text)
         if result.kept:
-            _lighten(folder)
+            _lighten(folder, logs=not result.exits)
 
 
-def _lighten(folder: Path) -> None:
-    """Of a run that kept every promise its plan and its result stay."""
+def _lighten(folder: Path, *, logs: bool) -> None:
+    """Of a run that kept every promise its plan and its result stay; and its logs, where a replica ended by itself."""
     for path in folder.iterdir():
-        if path.name not in {"plan.json", "result.json"}:
+        if path.name not in {"plan.json", "result.json"} and (logs or path.suffix != ".log"):
             path.unlink()

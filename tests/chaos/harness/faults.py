@@ -12,6 +12,7 @@ from typing import Any
 from tests.chaos.harness.plan import APIS, Fault
 from tests.chaos.harness.proxy import Rule
 from tests.chaos.harness.stage import Member, Stage
+from tests.kafka_broker import KafkaNode
 
 _PATIENCE_S = 20.0
 """For what ends in order; then it is killed."""
@@ -148,12 +149,13 @@ class _Broker(Action):
 
     how = "kill"
 
-    def number(self) -> int:
+    def node(self) -> KafkaNode:
         """Which one."""
-        return int(self.params["broker"])
+        number: int = self.params["broker"]
+        return self.stage.brokers.nodes[number]
 
     def begin(self) -> None:
-        self._node = self.stage.brokers.nodes[self.number()]
+        self._node = self.node()
         if self.how == "kill":
             self._node.kill()
         elif self.how == "restart":
@@ -180,15 +182,20 @@ class _BrokerPaused(_Broker):
     how = "pause"
 
 
+class _ControllerKilled(_Broker):
+    def node(self) -> KafkaNode:
+        return self.stage.brokers.controller
+
+
 class _CoordinatorMoved(_Broker):
-    def number(self) -> int:
+    def node(self) -> KafkaNode:
         self.how = self.params["how"]
         group = self.stage.topics.group
         if self.params["of"] == "transaction":
             found = self.stage.brokers.coordinator(f"{group}-{self.member.name}", "__transaction_state")
         else:
             found = self.stage.brokers.coordinator(group)
-        return found or 1
+        return self.stage.brokers.nodes[found or 1]
 
 
 # --- the network ----------------------------------------------------------------------------------------------------
@@ -276,6 +283,7 @@ ACTIONS: Mapping[str, Callable[[Stage, Fault], Action]] = {
     "broker killed": _Broker,
     "broker restarted (SIGTERM)": _BrokerRestarted,
     "broker paused": _BrokerPaused,
+    "controller killed": _ControllerKilled,
     "coordinator moved": _CoordinatorMoved,
     "network delay": _Delay,
     "network rate": _Rate,

@@ -186,6 +186,7 @@ KINDS: Mapping[str, Kind] = {
     "broker killed": Kind(_of_broker(2, 6), weight=3, makes_zombies=True),
     "broker restarted (SIGTERM)": Kind(_of_broker(2, 6), makes_zombies=True),
     "broker paused": Kind(_of_broker(2, 10), weight=3, makes_zombies=True),
+    "controller killed": Kind(_of_all("controller", 2, 5), weight=1, makes_zombies=True),
     "coordinator moved": Kind(_coordinator, weight=3, makes_zombies=True),
     "network delay": Kind(_network(3, 8, seconds=(0.05, 0.2, 1.0)), makes_zombies=True),
     "network rate": Kind(_network(3, 8, bytes_per_s=(20_000, 100_000)), makes_zombies=True),
