@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import KafkaException
 from rich.progress import Progress
 
 from tests.chaos.harness.cluster import Brokers
@@ -17,6 +18,7 @@ from tests.chaos.harness.plan import Guarantee, draw_plan
 FAULTS_A_RUN = (20, 40)
 _BROKERS_LAST_RUNS = 10
 """A cluster is made anew after so many runs, so that what they left behind does not slow the later ones."""
+_GIVE_UP = 3
 
 
 @dataclass(slots=True)
@@ -109,16 +111,27 @@ class Campaign:
             self.tally = found
 
     def run(self, faults: int, progress: Progress, *, say: Callable[[str], None] = lambda _: None) -> None:
-        """Until so many faults are done in all, earlier runs' included. A broken promise does not end it."""
+        """Until so many faults are done in all, earlier runs' included. A broken promise does not end it.
+
+        Raises:
+            RuntimeError: several runs one after the other could not be finished.
+        """
         task = progress.add_task(f"{self._guarantee}", total=faults, completed=min(self.tally.done, faults))
+        given_up = 0
         while self.tally.done < faults:
             with Brokers() as brokers:
                 for _ in range(_BROKERS_LAST_RUNS):
                     if self.tally.done >= faults:
                         break
-                    self._one(brokers, faults - self.tally.done, progress, task, say)
+                    if not self._one(brokers, faults - self.tally.done, progress, task, say):
+                        given_up += 1
+                        break  # whatever state the brokers are in
+                    given_up = 0
+            if given_up >= _GIVE_UP:
+                raise RuntimeError(f"{given_up} runs could not be finished, the last of them: {self.tally.broken[-1]}")
 
-    def _one(self, brokers: Brokers, left: int, progress: Progress, task: Any, say: Callable[[str], None]) -> None:
+    def _one(self, brokers: Brokers, left: int, progress: Progress, task: Any, say: Callable[[str], None]) -> bool:
+        """One run. False where it could not be finished: that counts as broken, and its faults are not counted."""
         tally = self.tally
         number = tally.episodes
         seed = random.Random(f"campaign {tally.seed} {number}").randrange(1_000_000_000)
@@ -127,14 +140,27 @@ class Campaign:
         about = f"run {number} (seed {seed}, {plan.replicas} replicas, {plan.partitions} partitions)"
         progress.update(task, description=f"{self._guarantee}: {about}")
         folder = self._folder / f"run-{number:04d}"
-        result = run_episode(plan, brokers, folder, self._photographs)
+        try:
+            result = run_episode(plan, brokers, folder, self._photographs)
+        except (AssertionError, TimeoutError, RuntimeError, KafkaException) as error:
+            tally.episodes += 1
+            tally.broken.append(
+                {"seed": seed, "folder": str(folder), "violations": [f"could not be finished: {error}"], "stories": []}
+            )
+            self._save()
+            say(f"{about} could not be finished: {error}")
+            return False
         tally.add(result)
-        self._path.write_text(json.dumps(asdict(tally), indent=1) + "\n")
-        progress.update(task, completed=min(tally.done, tally.done + left))
+        self._save()
+        progress.update(task, completed=tally.done)
         for text in result.stories:
             say(text)
         if result.kept:
             _lighten(folder, logs=not result.exits)
+        return True
+
+    def _save(self) -> None:
+        self._path.write_text(json.dumps(asdict(self.tally), indent=1) + "\n")
 
 
 def _lighten(folder: Path, *, logs: bool) -> None:
