@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=1000, help="in all, earlier runs' included")
     parser.add_argument("--replicas", type=_bounds, default=(1, 6), help="drawn for each run: 1-6")
     parser.add_argument("--partitions", type=_bounds, default=(1, 12), help="drawn for each run: 1-12")
+    parser.add_argument("--apart-s", type=float, default=0.0, help="one fault at a time, and so long a rest after each")
     parser.add_argument("--folder", type=Path, default=Path("build/chaos"), help="for tallies, plans and histories")
     parser.add_argument("--json", action="store_true", help="figures for programs, on stdout")
     options = parser.parse_args()
@@ -71,6 +72,7 @@ def _run(options: argparse.Namespace, photographs: list[Path]) -> int:
         partitions=options.partitions,
         folder=options.folder,
         photographs=photographs,
+        apart_s=options.apart_s,
     )
     columns = (
         TextColumn("{task.description}"),

@@ -1,6 +1,6 @@
 """The schedule of faults follows from its seed, ends what it begins, and never does two things to one."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,12 @@ def test_several_faults_are_on_at_once() -> None:
     faults = schedule(1, 40, "at_least_once", 3, 6)
     overlapping = [(a, b) for a, b in combinations(faults, 2) if a.at_s < b.at_s < a.end_s]
     assert len(overlapping) > 20
+
+
+def test_faults_apart_are_one_at_a_time_with_a_rest_after_each() -> None:
+    faults = schedule(1, 40, "at_least_once", 3, 6, apart_s=10.0)
+    for one, other in pairwise(faults):
+        assert other.at_s >= one.end_s + 9.9
 
 
 def test_long_schedules_have_every_kind_of_their_guarantee() -> None:

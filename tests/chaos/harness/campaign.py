@@ -29,6 +29,8 @@ class Tally:
     seed: int
     replicas: tuple[int, int]
     partitions: tuple[int, int]
+    apart_s: float = 0.0
+    """Rest after each fault, with one at a time; 0: several at once."""
     episodes: int = 0
     seconds: float = 0.0
     inputs: int = 0
@@ -85,7 +87,7 @@ def load_tally(path: Path) -> Tally:
 
 
 class Campaign:
-    """Runs of one guarantee and seed in `folder/GUARANTEE-SEED`."""
+    """Runs of one guarantee and seed in `folder/GUARANTEE-SEED`, or `-apart` where there is one fault at a time."""
 
     def __init__(
         self,
@@ -96,15 +98,16 @@ class Campaign:
         partitions: tuple[int, int],
         folder: Path,
         photographs: Sequence[Path],
+        apart_s: float = 0.0,
     ) -> None:
         self._guarantee = guarantee
-        self._folder = folder / f"{guarantee}-{seed}"
+        self._folder = folder / f"{guarantee}-{seed}{'-apart' if apart_s else ''}"
         self._photographs = photographs
         self._path = self._folder / "tally.json"
-        self.tally = Tally(guarantee, seed, replicas, partitions)
+        self.tally = Tally(guarantee, seed, replicas, partitions, apart_s)
         if self._path.exists():
             found = load_tally(self._path)
-            if (found.replicas, found.partitions) != (replicas, partitions):
+            if (found.replicas, found.partitions, found.apart_s) != (replicas, partitions, apart_s):
                 raise SystemExit(
                     f"{self._path} is of other sizes ({found.replicas}, {found.partitions}): another --folder"
                 )
@@ -136,7 +139,14 @@ class Campaign:
         number = tally.episodes
         seed = random.Random(f"campaign {tally.seed} {number}").randrange(1_000_000_000)
         how_many = min(random.Random(f"faults {seed}").randint(*FAULTS_A_RUN), left)
-        plan = draw_plan(self._guarantee, seed, how_many, replicas=tally.replicas, partitions=tally.partitions)
+        plan = draw_plan(
+            self._guarantee,
+            seed,
+            how_many,
+            replicas=tally.replicas,
+            partitions=tally.partitions,
+            apart_s=tally.apart_s,
+        )
         about = f"run {number} (seed {seed}, {plan.replicas} replicas, {plan.partitions} partitions)"
         progress.update(task, description=f"{self._guarantee}: {about}")
         folder = self._folder / f"run-{number:04d}"

@@ -208,8 +208,11 @@ KINDS: Mapping[str, Kind] = {
 """By name. What `begin` and `end` mean for each is in `faults`."""
 
 
-def schedule(seed: int, faults: int, guarantee: Guarantee, replicas: int, partitions: int) -> tuple[Fault, ...]:
-    """So many faults, several at once; equal arguments give equal schedules. Each ends by itself."""
+def schedule(
+    seed: int, faults: int, guarantee: Guarantee, replicas: int, partitions: int, *, apart_s: float = 0.0
+) -> tuple[Fault, ...]:
+    """So many faults, several at once; equal arguments give equal schedules. Each ends by itself. With `apart_s` there
+    is one at a time, and so long a rest after each: then a recovery is that of one fault."""
     dice = random.Random(f"schedule {seed}")  # a text is hashed the same in every process
     sizes = Sizes(guarantee, replicas, partitions)
     names = [name for name, kind in KINDS.items() if guarantee in kind.guarantees]
@@ -218,6 +221,8 @@ def schedule(seed: int, faults: int, guarantee: Guarantee, replicas: int, partit
     at_s = _FIRST_S
     for _ in range(faults):
         at_s = round(at_s + min(dice.expovariate(1 / _MEAN_GAP_S), 3 * _MEAN_GAP_S), 1)
+        if apart_s and found:
+            at_s = round(found[-1].end_s + apart_s, 1)
         fault = None
         for _ in range(_TRIES):
             name = dice.choices(names, weights)[0]
@@ -295,6 +300,7 @@ def draw_plan(
     *,
     replicas: tuple[int, int] = (1, 6),
     partitions: tuple[int, int] = (1, 12),
+    apart_s: float = 0.0,
 ) -> Plan:
     """A run of so many faults, its sizes drawn from the seed between the bounds, both included."""
     dice = random.Random(f"sizes {seed}")
@@ -313,7 +319,7 @@ def draw_plan(
         seed=seed,
         replicas=members,
         partitions=parts,
-        faults=schedule(seed, faults, guarantee, members, parts),
+        faults=schedule(seed, faults, guarantee, members, parts, apart_s=apart_s),
         protocol=dice.choice(("classic", "consumer")),
         per_second=dice.choice((20, 40, 60)),
         keys=dice.choice((0, 5, 50)),
