@@ -19,6 +19,8 @@ FAULTS_A_RUN = (20, 40)
 _BROKERS_LAST_RUNS = 10
 """A cluster is made anew after so many runs, so that what they left behind does not slow the later ones."""
 _GIVE_UP = 3
+_SLOW_S = 20.0
+"""With one fault at a time a recovery past this is worth a look: the history stays."""
 
 
 @dataclass(slots=True)
@@ -165,7 +167,8 @@ class Campaign:
         progress.update(task, completed=tally.done)
         for text in result.stories:
             say(text)
-        if result.kept:
+        slow = tally.apart_s and any((recovery_s or 0.0) > _SLOW_S for _, recovery_s in result.faults)
+        if result.kept and not slow:
             _lighten(folder, logs=not result.exits)
         return True
 
