@@ -223,6 +223,8 @@ def consumer_properties(kafka: KafkaSettings, hostname: str, *, tell_ends: bool 
         # With so little ahead, librdkafka's 1000 ms until it looks whether it may fetch again left replicas waiting:
         # 4 MiB are 50 images of 80 kB.
         "fetch.queue.backoff.ms": 20,
+        # librdkafka looks every five minutes: so long would messages on a partition that was added lie unread.
+        "topic.metadata.refresh.interval.ms": kafka.metadata_interval_ms,
         # Lag and positions are as fresh as this.
         "statistics.interval.ms": 1_000,
         **_fetch_sizes(kafka),
