@@ -9,10 +9,11 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from loguru import logger
 
+from consumer import share_group
 from consumer.bootstrap_clouds import s3_access, s3_endpoint
 from consumer.bootstrap_model import Model
 from consumer.bootstrap_roofline import build_meter
@@ -27,6 +28,7 @@ from consumer.kafka_properties import (
     consumer_properties,
     producer_properties,
     service_properties,
+    share_properties,
     transactional_properties,
 )
 from consumer.memory import available_bytes
@@ -42,11 +44,13 @@ from consumer.ports import (
     MessageSource,
     RecordDecoder,
     ResultSink,
+    ShareSource,
     Transactions,
 )
 from consumer.roofline_meter import calibrate
 from consumer.settings import Settings
 from consumer.settings_tables import FetchCacheSettings, HttpStoreSettings
+from consumer.share_pipeline import SharePipeline, ShareRules
 from consumer.silence import SilenceLimit
 from consumer.stages.batch import Batcher
 from consumer.stages.dead_letter_limit import DeadLetterLimit
@@ -77,7 +81,7 @@ DEFAULT_MAX_POLL_INTERVAL_MS = 300_000  # librdkafka's own
 class Ports:
     """Everything that the service reaches the world by."""
 
-    source: MessageSource
+    source: MessageSource | ShareSource
     sink: ResultSink
     view: GroupView
     stores: Sequence[ImageStore]
@@ -334,9 +338,13 @@ def open_ports(
 
     kafka, clock = settings.kafka, SystemClock()
     hostname = socket.gethostname()
-    source = KafkaSource(consumer_properties(kafka, hostname, tell_ends=tell_ends), kafka.input_topics, clock=clock)
     stores = build_stores(settings)
     encoder = encoder or JsonEncoder()
+    if settings.delivery.guarantee == "share":
+        members = _share_source(settings, hostname, clock)
+        sink = KafkaSink(producer_properties(kafka, hostname), clock=clock)
+        return Ports(source=members, sink=sink, view=view, stores=stores, model=model, encoder=encoder)
+    source = KafkaSource(consumer_properties(kafka, hostname, tell_ends=tell_ends), kafka.input_topics, clock=clock)
     if settings.delivery.guarantee != "exactly_once":
         sink = KafkaSink(producer_properties(kafka, hostname), clock=clock)
         return Ports(source=source, sink=sink, view=view, stores=stores, model=model, encoder=encoder)
@@ -360,6 +368,32 @@ def open_ports(
         transactions=transactional,
         shadow_sink=plain,
     )
+
+
+def _share_source(settings: Settings, hostname: str, clock: Clock) -> ShareSource:
+    from consumer.adapters.kafka.share_source import KafkaShareSource
+
+    kafka, members = settings.kafka, settings.share.consumers
+    # One batch is on the model while the next one is made ready; what waits beyond that only has its lock run.
+    most = max(1, min(2 * settings.batch.max_size, settings.pipeline.max_in_flight_messages // members))
+    properties = share_properties(kafka, hostname, max_poll_records=most)
+    return KafkaShareSource(properties, kafka.input_topics, members=members, clock=clock)
+
+
+def check_share_group(settings: Settings) -> None:
+    """The share group is at the broker as the settings want it, where `delivery.guarantee` asks for one.
+
+    Raises:
+        ShareGroupRefused: it is not, or the broker has no share groups.
+        BrokerUnreachable, NotAuthorized: nobody answers, or not to us.
+    """
+    if settings.delivery.guarantee != "share":
+        return
+    from consumer.adapters.kafka_admin import KafkaAdmin
+
+    kafka = settings.kafka
+    admin = KafkaAdmin(service_properties(kafka), timeout_s=kafka.request_timeout_ms / 1000)
+    share_group.check(settings, share_group.found(admin.group_config(kafka.group_id), admin.broker_config))
 
 
 def check_topics(settings: Settings, view: GroupView) -> None:
@@ -405,23 +439,36 @@ class Service:
         self._health = health
         budget = ByteBudget(settings.pipeline.max_in_flight_bytes)
         limit = _limit(settings)
-        self.pipeline = Pipeline(
-            source=ports.source,
-            view=ports.view,
-            intake=Intake(
-                max_messages=settings.pipeline.max_in_flight_messages,
-                max_bytes=settings.pipeline.max_in_flight_bytes,
-                max_uncommitted=settings.pipeline.max_uncommitted_messages,
-            ),
-            budget=budget,
-            limit=limit,
-            clock=clock,
-            observer=observer,
-            rules=_rules(settings, ignore_earlier_trips=resume),
-            parts=parts,
-            on_progress=on_progress,
-            transactions=ports.transactions,
+        intake = Intake(
+            max_messages=settings.pipeline.max_in_flight_messages,
+            max_bytes=settings.pipeline.max_in_flight_bytes,
+            max_uncommitted=settings.pipeline.max_uncommitted_messages,
         )
+        self.pipeline: Pipeline | SharePipeline
+        if settings.delivery.guarantee == "share":
+            self.pipeline = SharePipeline(
+                source=cast("ShareSource", ports.source),
+                view=ports.view,
+                intake=intake,
+                budget=budget,
+                clock=clock,
+                observer=observer,
+                rules=_share_rules(settings),
+            )
+        else:
+            self.pipeline = Pipeline(
+                source=cast("MessageSource", ports.source),
+                view=ports.view,
+                intake=intake,
+                budget=budget,
+                limit=limit,
+                clock=clock,
+                observer=observer,
+                rules=_rules(settings, ignore_earlier_trips=resume),
+                parts=parts,
+                on_progress=on_progress,
+                transactions=ports.transactions,
+            )
         self.publisher = Publisher(
             ports.sink,
             context=context,
@@ -558,6 +605,18 @@ def _context(settings: Settings, view: GroupView, encoder: EventEncoder) -> Even
 def _commit_interval_ms(settings: Settings) -> int:
     exactly_once = settings.delivery.guarantee == "exactly_once"
     return settings.transaction.max_ms if exactly_once else settings.commit.interval_ms
+
+
+def _share_rules(settings: Settings) -> ShareRules:
+    return ShareRules(
+        lock_duration_s=settings.share.lock_duration_ms / 1000,
+        delivery_count_limit=settings.share.delivery_count_limit,
+        drain_timeout_s=settings.drain.timeout_ms / 1000,
+        metadata_interval_s=settings.kafka.metadata_interval_ms / 1000,
+        topic_gone_s=settings.kafka.topic_gone_ms / 1000,
+        topics=tuple(settings.kafka.input_topics),
+        exit_on_limit=settings.dead_letters.on_limit == "exit",
+    )
 
 
 def _rules(settings: Settings, *, ignore_earlier_trips: bool) -> Rules:

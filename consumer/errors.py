@@ -17,7 +17,8 @@ OuzelError
 │   ├── StoreFailed         a store that serves others keeps failing for this image         [system]
 │   ├── InferenceFailed     the model fails on this image alone                             [system]
 │   ├── EventTooLarge       its label event is larger than the output topic takes           [system]
-│   └── ProcessingFailed    a defect of ours that this message brought out                  [system]
+│   ├── ProcessingFailed    a defect of ours that this message brought out                  [system]
+│   └── DeliveriesExhausted a share group handed it out too often: next it would be gone    [system]
 ├── Retryable               tried again with backoff; never a dead letter by itself
 │   ├── StoreUnavailable    a store that times out, throttles or answers 5xx
 │   │   └── StoreBusy       our own bounds leave no room at the store: no failed attempt
@@ -54,6 +55,7 @@ OuzelError
     ├── BucketFailed       16   a bucket or inventory that `send` cannot read to its end
     ├── Stalled            17   a partition without progress though the broker has more of it, and no remedy helped
     ├── TransactionFenced  18   another replica uses this transactional.id
+    ├── ShareGroupRefused  19   the broker has no share groups, or this one is not set as the settings want it
     └── CommandRefused      1   a command that cannot, or must not, do what it was asked
 """
 
@@ -71,6 +73,8 @@ class InvalidMessage(OuzelError):
     """This message can never be labelled. Raised by parse, fetch, decode and infer; ends as one dead letter."""
 
     family: ClassVar[Family] = "content"
+    withheld: ClassVar[bool] = True
+    """Whether its letter waits while the dead-letter limit holds."""
 
 
 class MalformedMessage(InvalidMessage):
@@ -147,6 +151,14 @@ class ProcessingFailed(InvalidMessage):
     would end every replica that takes it."""
 
     family = "system"
+
+
+class DeliveriesExhausted(InvalidMessage):
+    """A share group has handed it out so often that the broker would soon discard it without a word: each time its lock
+    lapsed, or its replica ended."""
+
+    family = "system"
+    withheld = False
 
 
 class Retryable(OuzelError):
@@ -348,6 +360,12 @@ class Stalled(Fatal):
     anew nor joining the group again helped."""
 
     exit_code = 17
+
+
+class ShareGroupRefused(Fatal):
+    """`delivery.guarantee = "share"`, and the broker has no share groups, or not this one as the settings want it."""
+
+    exit_code = 19
 
 
 class DeadLetterLimit(Fatal):

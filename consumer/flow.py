@@ -412,7 +412,7 @@ class Flow:
     def _load_schema(self, attempt: Attempt) -> None:
         """Then the message is parsed again."""
         delivery = attempt.job.delivery
-        if delivery.lease.ended or self._schemas is None or attempt.schema is None:
+        if self._unwanted(attempt) or self._schemas is None or attempt.schema is None:
             self._end_attempt(attempt)
             self._leave(Abandoned(delivery))
             return
@@ -455,7 +455,7 @@ class Flow:
     def _fetch(self, attempt: Attempt) -> None:
         job = attempt.job
         self._budget.begin_fetch(job.delivery)
-        if job.delivery.lease.ended:
+        if self._unwanted(attempt):
             self._end_attempt(attempt)
             self._leave(Abandoned(job.delivery))
             return
@@ -485,6 +485,15 @@ class Flow:
             self._enter_decode_pool()
             self._decode_pool.submit(self._guard, self._receive, fetched, "fetch")
 
+    def _unwanted(self, attempt: Attempt) -> bool:
+        """Whether a try is of no use. A lock that lapsed (`LockLease`) takes the image, not the question whether its
+        store is back: else an outage would have another message's lock lapse for each question."""
+        lease = attempt.job.delivery.lease
+        if not lease.ended or not lease.wants_new_work:
+            return lease.ended
+        with self._retries_lock:
+            return not self._retries.tells(attempt)
+
     def _stored(self, store: ImageStore, job: ImageJob, uri: str) -> tuple[StoredImage, Answer]:
         def fetch() -> StoredImage:
             return store.fetch(uri, max_bytes=self._max_image_bytes, deadline_s=self._fetch_deadline_s)
@@ -497,9 +506,10 @@ class Flow:
         delivery = attempt.job.delivery
         self._enter_stage(delivery, "waiting")
         self._budget.end_fetch(delivery)
+        lapsed = delivery.lease.ended and delivery.lease.wants_new_work
         with self._retries_lock:
             known = attempt.store in self._retries.down_stores()
-            letter = self._retries.failed(attempt, error, self._clock.monotonic_s())
+            letter = self._retries.failed(attempt, error, self._clock.monotonic_s(), last=lapsed)
             down = attempt.store in self._retries.down_stores()
         if not isinstance(error, StoreBusy):
             self._observer.retried("fetch")

@@ -4,7 +4,8 @@ from typing import Any
 
 from consumer.flow import Flow
 from consumer.pipeline import Pipeline
-from consumer.ports import Clock, MessageSource
+from consumer.ports import Clock, MessageSource, ShareSource
+from consumer.share_pipeline import SharePipeline
 from consumer.stages.publish import Publisher
 
 Answer = tuple[bool, dict[str, Any]]
@@ -17,9 +18,15 @@ class Health:
         self._clock = clock
         self._loop_deadline_s = loop_deadline_s
         self._stage_deadline_s = stage_deadline_s
-        self._parts: tuple[Pipeline, Flow, Publisher, MessageSource] | None = None
+        self._parts: tuple[Pipeline | SharePipeline, Flow, Publisher, MessageSource | ShareSource] | None = None
 
-    def attach(self, pipeline: Pipeline, flow: Flow, publisher: Publisher, source: MessageSource) -> None:
+    def attach(
+        self,
+        pipeline: Pipeline | SharePipeline,
+        flow: Flow,
+        publisher: Publisher,
+        source: MessageSource | ShareSource,
+    ) -> None:
         """The model is warm and the loop begins."""
         self._parts = (pipeline, flow, publisher, source)
 

@@ -65,6 +65,7 @@ REFUSED: Mapping[str, str] = {
     "enable.partition.eof": "lag is a metric, and an end of partition is no message; delete it",
     "default.topic.config": "it is a table of properties from times gone by; give each by its own name beside it",
     "allow.auto.create.topics": "a topic made by accident has the wrong size and partitions; `ouzel topics create`",
+    "share.acknowledgement.mode": "each message is acknowledged by the service, when its label event is; delete it",
 }
 """Refused whatever the value: name -> why, and what to do."""
 
@@ -125,14 +126,39 @@ BROKER_SIDE: Mapping[str, str] = {
 """Refused with KIP-848 only: name -> where it is set instead."""
 
 
-def refusals(kafka: KafkaSettings) -> dict[str, str]:
-    """What the tables may not say: dotted key (`kafka.producer.acks`) -> why and what to do. Empty when all is well."""
+_NO_PREFETCH = "a share consumer fetches nothing ahead: max.poll.records bounds what it is handed; delete it"
+_NO_SUCH_THING = "a share group knows no such thing; delete it"
+
+NOT_OF_SHARE_GROUPS: Mapping[str, str] = {
+    "session.timeout.ms": "of a share group the broker decides it: set the group's share.session.timeout.ms",
+    "heartbeat.interval.ms": "of a share group the broker decides it: set the group's share.heartbeat.interval.ms",
+    "isolation.level": "of a share group it is the group's share.isolation.level, which `ouzel topics create` sets",
+    "partition.assignment.strategy": "a share group's partitions belong to nobody; delete it",
+    "group.remote.assignor": _NO_SUCH_THING,
+    "group.protocol.type": _NO_SUCH_THING,
+    "topic.blacklist": _NO_SUCH_THING,
+    "consume.callback.max.messages": _NO_SUCH_THING,
+    "message.copy.max.bytes": _NO_SUCH_THING,
+    "socket.max.fails": _NO_SUCH_THING,
+    "queued.min.messages": _NO_PREFETCH,
+    "queued.max.messages.kbytes": _NO_PREFETCH,
+    "fetch.queue.backoff.ms": _NO_PREFETCH,
+    "fetch.error.backoff.ms": _NO_PREFETCH,
+}
+"""Refused with `delivery.guarantee = "share"` only, in the tables that its consumers read: name -> why."""
+
+
+def refusals(kafka: KafkaSettings, *, share: bool = False) -> dict[str, str]:
+    """What the tables may not say: dotted key (`kafka.producer.acks`) -> why and what to do. Empty when all is well.
+    `share`: whether a share group is read."""
     found: dict[str, str] = {}
     for table in PROPERTY_TABLES:
         properties: RawProperties = getattr(kafka, table)
         seen: dict[str, str] = {}
         for name, value in properties.items():
-            reason = _refusal(name, value, kafka.group_protocol)
+            reason = _refusal(name, value, "" if share else kafka.group_protocol)
+            if share and table in {"client", "consumer"}:
+                reason = NOT_OF_SHARE_GROUPS.get(canonical(name)) or reason
             twin = seen.setdefault(canonical(name), name)
             if reason is None and twin != name:
                 reason = f"{twin} is the same property and is set too; keep one of them"
@@ -246,6 +272,22 @@ def consumer_properties(kafka: KafkaSettings, hostname: str, *, tell_ends: bool 
     if kafka.group_instance_id:
         fixed["group.instance.id"] = kafka.group_instance_id.replace("{hostname}", hostname)
     return _merged(kafka, "consumer", defaults, fixed)
+
+
+def share_properties(kafka: KafkaSettings, hostname: str, *, max_poll_records: int) -> RawProperties:
+    """A member of the share group; `max_poll_records` is what one poll should bring at most (the broker counts whole
+    batches of a producer's, and may go beyond)."""
+    defaults: RawProperties = {
+        "client.id": f"ouzel-{hostname}",
+        "socket.keepalive.enable": True,
+        "max.poll.records": max_poll_records,
+        # While a store or the output is down nothing is polled, for however long. Locks lapse by the broker's clock.
+        "max.poll.interval.ms": 86_400_000,
+        # Whether the group has taken a member in comes from the statistics.
+        "statistics.interval.ms": 1_000,
+        **_fetch_sizes(kafka),
+    }
+    return _merged(kafka, "consumer", defaults, {"group.id": kafka.group_id, "share.acknowledgement.mode": "explicit"})
 
 
 def producer_properties(kafka: KafkaSettings, hostname: str = "") -> RawProperties:

@@ -64,6 +64,28 @@ class Lease:
         return self.state is LeaseState.ENDED
 
 
+class LockLease(Lease):
+    """The lock that a share group holds for us on one message: over when its time is up, whoever looks.
+
+    It still wants work then: what waits for a store that is down may go on to ask for the others.
+    """
+
+    __slots__ = ("_ends_s", "_now_s")
+
+    def __init__(
+        self, partition: Partition, *, epoch: int, topic_id: str, ends_s: float, now_s: Callable[[], float]
+    ) -> None:
+        """`ends_s`: the monotonic second at which the lock is taken as lapsed; `now_s` says which one it is."""
+        super().__init__(partition, epoch=epoch, topic_id=topic_id)
+        self._ends_s = ends_s
+        self._now_s = now_s
+
+    @property
+    def ended(self) -> bool:
+        """See `Lease`."""
+        return self.state is LeaseState.ENDED or self._now_s() >= self._ends_s
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One message as the source handed it over, bytes untouched (a dead letter sends them back unchanged)."""
@@ -83,6 +105,8 @@ class Delivery:
     """The message that this is one record of, where a message carries several; each goes through the stages alone."""
     suspect: bool = False
     """Whether it may have ended the process of its partition's last owner: it is decoded in a sandbox."""
+    delivery_count: int = 0
+    """How often a share group has handed it out, this time included; 0 where no share group did."""
 
     @property
     def partition(self) -> Partition:

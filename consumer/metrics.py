@@ -86,6 +86,14 @@ class Metrics:
             "ouzel_offsets_lost", "Messages that retention removed before they were read.", registry=own
         )
         self._commits = Counter("ouzel_commits", "Offset commits by result.", ["result"], registry=own)
+        self._lapsed = Counter(
+            "ouzel_share_locks_lapsed",
+            "Messages of a share group whose lock was over before they were finished and acknowledged.",
+            registry=own,
+        )
+        self._again = Counter(
+            "ouzel_share_deliveries_again", "Messages that a share group had handed out before.", registry=own
+        )
         self._cache = Counter(
             "ouzel_fetch_cache", "Fetches by whether the cache answered them.", ["answer"], registry=own
         )
@@ -210,6 +218,14 @@ class Metrics:
     def commit(self, *, ok: bool) -> None:
         """The broker answered a commit."""
         self._commits.labels("ok" if ok else "error").inc()
+
+    def locks_lapsed(self, messages: int) -> None:
+        """So many messages are another replica's before they were finished here."""
+        self._lapsed.inc(messages)
+
+    def delivered_again(self) -> None:
+        """A message came that was handed out before."""
+        self._again.inc()
 
     def store_down(self, store: str, *, down: bool) -> None:
         """A store is presumed down, or answers again. `store` is an `ImageStore.health_key`, which holds no secret."""

@@ -1,13 +1,23 @@
 """What the flow tells the outside: one place for the metric and the log line of each event."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from loguru import logger
 
 from consumer.errors import Retryable
 from consumer.log import rate_limited
-from consumer.messages import ImageJob, Labelled, ModelInfo, OneOutcome, Partition, Rejected, Skipped, StallRemedy
+from consumer.messages import (
+    Delivery,
+    ImageJob,
+    Labelled,
+    ModelInfo,
+    OneOutcome,
+    Partition,
+    Rejected,
+    Skipped,
+    StallRemedy,
+)
 from consumer.metrics import Metrics, Stage, SwapResult, SwapState
 from consumer.ports import Clock, CommitResult
 from consumer.roofline_meter import RooflineMeter
@@ -202,6 +212,32 @@ class Observer:
             rate_limited("commit refused").bind(topic=partition.topic, partition=partition.number).info(
                 "commit refused, to be sent again: {}", reason
             )
+
+    def accepted(self, deliveries: Sequence[Delivery], refused: Mapping[Partition, str]) -> None:
+        """The broker's answer to the acknowledgement of messages of a share group."""
+        reasons = {**dict.fromkeys((each.partition for each in deliveries), ""), **refused}
+        for partition, reason in reasons.items():
+            self.metrics.commit(ok=not reason)
+            if reason:
+                lost = sum(each.partition == partition or partition.number < 0 for each in deliveries)
+                self.metrics.locks_lapsed(lost)
+                rate_limited("acknowledgement refused").bind(topic=partition.topic, partition=partition.number).warning(
+                    "acknowledgement of {} messages refused, they may be labelled once more: {}", lost, reason
+                )
+
+    def lock_lapsed(self, delivery: Delivery) -> None:
+        """Its lock was over before it was finished: another replica gets it."""
+        self.metrics.locks_lapsed(1)
+        where = delivery.partition
+        rate_limited("lock lapsed").bind(topic=where.topic, partition=where.number, offset=delivery.offset).warning(
+            "the lock on {} offset {} lapsed before it was done; where nothing is down, raise share.lock_duration_ms",
+            where,
+            delivery.offset,
+        )
+
+    def delivered_again(self) -> None:
+        """A share group handed out a message that it had handed out before."""
+        self.metrics.delivered_again()
 
     def offsets_lost(self, partition: Partition, first: int, end: int) -> None:
         """Retention took records before we read them."""

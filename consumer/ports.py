@@ -169,6 +169,62 @@ class MessageSource(OffsetCommitter, Protocol):
         ...
 
 
+class ShareMember(Protocol):
+    """One member of a share group. Every method is called from one thread, the member's own, and may block for as long
+    as it says."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether the group has taken it in. Any thread."""
+        ...
+
+    def subscribe(self, lease_of: Callable[[Partition, float], Lease]) -> None:
+        """Join the group. `lease_of` gives each message its own lease; it is told the monotonic second before which the
+        message was not locked for us."""
+        ...
+
+    def poll(self, timeout_s: float) -> Sequence[Delivery]:
+        """What the group hands out next, none after `timeout_s`. All of it has to be settled before the next call.
+
+        Raises:
+            Fatal: the group, the topic or our rights are gone.
+        """
+        ...
+
+    def accept(self, deliveries: Sequence[Delivery], timeout_s: float) -> Mapping[Partition, str]:
+        """These are done, and never handed out again. Waits for the broker's answer, up to `timeout_s`; returns why,
+        for the partitions whose messages it did not take off: their locks are gone, or nobody knows.
+
+        The broker judges the messages of a partition as a whole, so one whose lock may have lapsed goes by itself.
+
+        Raises:
+            Fatal: as `poll`.
+        """
+        ...
+
+    def release(self, deliveries: Sequence[Delivery], timeout_s: float) -> None:
+        """These are not done: where a lock still holds it ends, and another member is handed the message."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group. Blocks while the broker is away, for up to a minute. Idempotent."""
+        ...
+
+
+class ShareSource(Protocol):
+    """The members of a share group that one replica has: while the images of one are labelled, another fetches."""
+
+    @property
+    def members(self) -> Sequence[ShareMember]:
+        """All of them."""
+        ...
+
+    @property
+    def joined(self) -> bool:
+        """Whether the group has taken one of them in. Any thread."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
     """What the cluster says of a topic."""

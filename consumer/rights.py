@@ -22,7 +22,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 Resource = Literal["topic", "group", "transactional-id", "cluster"]
 Pattern = Literal["literal", "prefixed"]
-Operation = Literal["Read", "Write", "Create", "Describe", "DescribeConfigs"]
+Operation = Literal["Read", "Write", "Create", "Describe", "DescribeConfigs", "AlterConfigs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,15 @@ class Right:
 
 
 def rights(
-    kafka: KafkaSettings, role: Role, *, shadow_topic: str = "", transactions: TransactionSettings | None = None
+    kafka: KafkaSettings,
+    role: Role,
+    *,
+    shadow_topic: str = "",
+    transactions: TransactionSettings | None = None,
+    share: bool = False,
 ) -> tuple[Right, ...]:
-    """The least that a role needs with these settings; `shadow_topic` is that of `[swap]`, empty for none, and
-    `transactions` are given where the service uses them."""
+    """The least that a role needs with these settings; `shadow_topic` is that of `[swap]`, empty for none;
+    `transactions` are given where the service uses them; `share`: whether a share group is read."""
     found = {
         "service": _service,
         "sender": _sender,
@@ -53,7 +58,7 @@ def rights(
         "operator": _operator,
         "admin": _admin,
     }[role](kafka)
-    more = [*(_shadow(shadow_topic, role) if shadow_topic else ())]
+    more = [*(_shadow(shadow_topic, role) if shadow_topic else ()), *(_share_group(kafka, role) if share else ())]
     if transactions is not None and role == "service":
         begin = transactional_ids(kafka.group_id, transactions.id)
         pattern: Pattern = "literal" if transactions.id == begin else "prefixed"
@@ -106,6 +111,15 @@ def _shadow(topic: str, role: Role) -> Iterator[Right]:
         yield Right("Read", "topic", topic, "what a new model says while it is compared")
     elif role == "admin":
         yield from _made(topic)
+
+
+def _share_group(kafka: KafkaSettings, role: Role) -> Iterator[Right]:
+    if role in {"service", "admin"}:
+        yield Right(
+            "DescribeConfigs", "group", kafka.group_id, "whether the share group is set as the settings want it"
+        )
+    if role == "admin":
+        yield Right("AlterConfigs", "group", kafka.group_id, "`ouzel topics create` sets the share group")
 
 
 def _made(topic: str) -> Iterator[Right]:

@@ -60,6 +60,7 @@ def run_service(
     with _probes(settings, health, metrics):
         view = bootstrap.open_view(settings)
         bootstrap.check_topics(settings, view)  # a wrong name is told before the model is loaded
+        bootstrap.check_share_group(settings)
         parts = None
         if relabel is not None:
             kafka = settings.kafka

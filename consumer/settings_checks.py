@@ -46,13 +46,14 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
         _bounds,
         _deadlines,
         _transactions,
+        _share,
     )
     for check in checks:
         yield from check(settings)
 
 
 def _properties(settings: Settings) -> Iterator[Conflict]:
-    for key, reason in refusals(settings.kafka).items():
+    for key, reason in refusals(settings.kafka, share=settings.delivery.guarantee == "share").items():
         yield Conflict((key,), "refused, as it would break a promise", reason)
 
 
@@ -317,3 +318,22 @@ def _deadlines(settings: Settings) -> Iterator[Conflict]:
     }.items():
         if value_ms == 0:
             yield Conflict((key,), "0 ms leaves no time at all", "give milliseconds, above zero")
+
+
+def _share(settings: Settings) -> Iterator[Conflict]:
+    """What a share group cannot do."""
+    kafka, guarantee = settings.kafka, "delivery.guarantee"
+    if settings.delivery.guarantee != "share":
+        return
+    if kafka.group_instance_id:
+        said = "a share group has no static members: nothing is kept for one that comes back"
+        yield Conflict(("kafka.group_instance_id", guarantee), said, "leave it empty")
+    if kafka.start not in {"earliest", "latest"}:
+        said = "a share group begins at the earliest or at the latest message, not at a time"
+        yield Conflict(("kafka.start", guarantee), said, 'give "earliest" or "latest"')
+    if kafka.on_offset_lost == "stop":
+        said = "a share group goes on after what retention took and tells nobody"
+        yield Conflict(("kafka.on_offset_lost", guarantee), said, 'set "earliest", and keep messages for long enough')
+    if settings.share.consumers > settings.pipeline.max_in_flight_messages:
+        said = f"only {settings.pipeline.max_in_flight_messages} messages are let in flight, less than one for each"
+        yield Conflict(("share.consumers", "pipeline.max_in_flight_messages"), said, "lower it")

@@ -341,7 +341,8 @@ class ShareSettings(Section):
 
     consumers: Annotated[int, Field(ge=1, le=16)] = 2
     lock_duration_ms: Annotated[int, Field(ge=1_000)] = 30_000
-    delivery_count_limit: Annotated[int, Field(ge=2)] = 5
+    delivery_count_limit: Annotated[int, Field(ge=3)] = 5
+    """A message becomes a dead letter at the delivery before the last; so that it is tried at all, 3 or more."""
 
 
 class HealthSettings(Section):

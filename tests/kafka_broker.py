@@ -57,6 +57,11 @@ BASE_PROPERTIES = {
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
     "share.coordinator.state.topic.num.partitions": "3",
+    "group.share.min.record.lock.duration.ms": "1000",
+    "group.share.min.session.timeout.ms": "3000",
+    "group.share.session.timeout.ms": "6000",
+    "group.share.min.heartbeat.interval.ms": "500",
+    "group.share.heartbeat.interval.ms": "500",
     "group.min.session.timeout.ms": "3000",
     "group.consumer.min.session.timeout.ms": "3000",  # a group may ask for less than the broker's own 6 s
     "group.consumer.session.timeout.ms": "6000",
@@ -246,11 +251,18 @@ class KafkaBroker(KafkaNode, Cluster):
             see `door` and `tests.kafka_doors`.
         properties: more lines of server.properties.
         advertised_port: the port that clients are told, where a proxy stands between.
+        features: levels other than the newest, such as `{"share.version": 0}`.
     """
 
     def __init__(
-        self, *, secure: bool = False, properties: Mapping[str, str] | None = None, advertised_port: int | None = None
+        self,
+        *,
+        secure: bool = False,
+        properties: Mapping[str, str] | None = None,
+        advertised_port: int | None = None,
+        features: Mapping[str, int] | None = None,
     ) -> None:
+        self._features = [word for each in (features or {}).items() for word in ("--feature", "{}={}".format(*each))]
         KafkaNode.__init__(self)
         self.secure = secure
         self.port = free_port()
@@ -331,7 +343,7 @@ class KafkaBroker(KafkaNode, Cluster):
 
     def _start(self, timeout_s: float) -> None:
         users = ("--add-scram", f"SCRAM-SHA-512=[name=ouzel,password={SCRAM_PASSWORD}]") if self.secure else ()
-        self.format("--standalone", *users, timeout_s=timeout_s)
+        self.format("--standalone", *users, *self._features, timeout_s=timeout_s)
         self.launch()
         wait_until(self._answers, timeout_s=timeout_s, what="Apache Kafka to answer")
 

@@ -68,7 +68,9 @@ class Observer:
         predictions: str,
         dead_letters: str,
         interval_s: float = 0.1,
+        share: bool = False,
     ) -> None:
+        """`share`: the group is a share group, which commits no offsets."""
         self._cluster = cluster
         self._recorder = recorder
         self._group = group
@@ -84,6 +86,7 @@ class Observer:
         self._broken: BaseException | None = None
         self._next: dict[_Place, int] = {}
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
+        self._share = share
         # Asks for the group's offsets and never joins it.
         self._group_reader = Consumer(cluster.client_properties(group_id=group, isolation_level="read_committed"))
         self._reader = Consumer(
@@ -198,6 +201,8 @@ class Observer:
         ]
 
     def _committed(self, places: Sequence[_Place]) -> dict[_Place, int | None]:
+        if self._share:
+            return dict.fromkeys(places)
         # Not by AdminClient.list_consumer_group_offsets, which can end the process (librdkafka issue 5040).
         answers = self._group_reader.committed([TopicPartition(*place) for place in places], timeout=_REQUEST_S)
         for answer in answers:

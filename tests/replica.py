@@ -88,7 +88,8 @@ class Replica:
             "OUZEL_LOG__FORMAT": "json",
             **(settings or {}),
         }
-        if self._environment.get("OUZEL_KAFKA__GROUP_PROTOCOL", "classic") == "classic":
+        share = self._environment.get("OUZEL_DELIVERY__GUARANTEE") == "share"
+        if not share and self._environment.get("OUZEL_KAFKA__GROUP_PROTOCOL", "classic") == "classic":
             self._environment = QUICK_CLASSIC | self._environment
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -64,9 +64,10 @@ def _story(history: Path, line: int) -> str:
 
 
 class Run:
-    """Sends, watches and judges. Its history is `folder/history.jsonl`."""
+    """Sends, watches and judges. Its history is `folder/history.jsonl`. `share`: the replicas read a share group."""
 
-    def __init__(self, cluster: Cluster, topics: TopicNames, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, topics: TopicNames, folder: Path, *, share: bool = False) -> None:
+        self._share = share
         self._cluster = cluster
         self._topics = topics
         self.history_path = folder / "history.jsonl"
@@ -78,6 +79,7 @@ class Run:
             images=[topics.images],
             predictions=topics.predictions,
             dead_letters=topics.dead_letters,
+            share=share,
         )
         self._numbers = count()
         self.sent = 0
@@ -203,7 +205,11 @@ class Run:
     # --- the verdict ------------------------------------------------------------------------------------------------
 
     def healed(self, *, within_s: float = 60) -> None:
-        """Nothing more is sent and no fault is left: waits for the lag to be zero, which `within_s` holds to (I6)."""
+        """Nothing more is sent and no fault is left: waits for the lag to be zero, which `within_s` holds to (I6); of a
+        share group, whose lag nobody can ask for, until all inputs are answered."""
+        if self._share:
+            self.observer.wait_answered(self.sent, timeout_s=within_s)
+            return
         self.recorder.healed(within_s=within_s)
         self.observer.wait_no_lag(timeout_s=within_s)
 
@@ -211,7 +217,7 @@ class Run:
         """Stop watching and judge the whole run. The summary has the duplicates, for tests that bound them."""
         self.observer.stop()
         history = self.history()
-        found = verify(history, exactly_once=exactly_once, zombies=zombies)
+        found = verify(history, exactly_once=exactly_once, zombies=zombies, share=self._share)
         summary = summarize(history)
         listed = "\n".join(str(violation) for violation in found[:20])
         story = _story(self.history_path, found[0].at_line) if found else ""

@@ -7,10 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import (
+    AclOperation,
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 from consumer.adapters.librdkafka import CLIENT_LOG, COORDINATOR_AWAY, in_our_words
-from consumer.errors import Fatal, SettingsError, TopicMissing
+from consumer.errors import Fatal, SettingsError, ShareGroupRefused, TopicMissing
 
 T = TypeVar("T")
 
@@ -112,15 +120,47 @@ class KafkaAdmin:
                     return None
                 time.sleep(0.2)
 
-    def default_replication_factor(self) -> int | None:
-        """What the brokers make of -1; None where we may not ask."""
-        brokers = self._result(
+    def group_config(self, group_id: str) -> dict[str, str]:
+        """The group's own configuration as it holds. Raises NotAuthorized or BrokerUnreachable."""
+        resource = ConfigResource(ResourceType.GROUP, group_id)
+        future = self._client.describe_configs([resource], request_timeout=self._timeout_s)[resource]
+        entries = self._result(future, f"reading the configuration of group {group_id!r}")
+        return {name: str(entry.value) for name, entry in entries.items() if entry.value is not None}
+
+    def set_group_config(self, group_id: str, config: Mapping[str, str], *, dry_run: bool = False) -> None:
+        """Set these, and leave the others as they are; with `dry_run` only ask whether it could be done.
+
+        Raises:
+            ShareGroupRefused: the broker does not take one of them.
+            NotAuthorized, BrokerUnreachable: see `errors`.
+        """
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in config.items()
+        ]
+        resource = ConfigResource(ResourceType.GROUP, group_id, incremental_configs=entries)
+        future = self._client.incremental_alter_configs(
+            [resource], validate_only=dry_run, request_timeout=self._timeout_s
+        )[resource]
+        doing = f"configuring group {group_id!r}"
+        try:
+            self._result(future, doing)
+        except Fatal as error:
+            cause = error.__cause__.args[0] if isinstance(error.__cause__, KafkaException) else None
+            if cause is None or cause.code() not in {KafkaError.INVALID_CONFIG, KafkaError.INVALID_REQUEST}:
+                raise
+            remedy = "choose values within the broker's bounds (group.share.min... and group.share.max...) in [share]"
+            raise ShareGroupRefused(f"while {doing}: {cause.str()}", remedy=remedy) from error
+
+    def broker_config(self) -> dict[str, str]:
+        """The configuration of one broker; empty where we may not read it."""
+        nodes = self._result(
             self._client.describe_cluster(request_timeout=self._timeout_s), "asking for the cluster"
         ).nodes
-        if not brokers:
-            return None
-        resource = ConfigResource(ResourceType.BROKER, str(brokers[0].id))
-        value = self._read_config(resource).get("default.replication.factor")
+        return self._read_config(ConfigResource(ResourceType.BROKER, str(nodes[0].id))) if nodes else {}
+
+    def default_replication_factor(self) -> int | None:
+        """What the brokers make of -1; None where we may not ask."""
+        value = self.broker_config().get("default.replication.factor")
         return int(value) if value else None
 
     def create(self, plans: Sequence[TopicPlan], *, dry_run: bool = False) -> dict[str, bool]:

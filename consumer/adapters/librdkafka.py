@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, ShareConsumer
 from confluent_kafka.admin import AdminClient
 
 from consumer.adapters.tls import tls_refusal
@@ -121,11 +121,19 @@ _CREATING = re.compile(r"^Failed to create [a-z ]+: ")
 _ONE_PROPERTY = (_UNKNOWN, "Invalid value", "Expected bool")
 
 
+_CLIENTS: Mapping[str, type[Any]] = {
+    "consumer": Consumer,
+    "share": ShareConsumer,
+    "producer": Producer,
+    "admin": AdminClient,
+}
+
+
 def check_properties(clients: Mapping[str, Mapping[str, Any]], places: Mapping[str, str]) -> None:
     """Open each client on no network, and say every property that librdkafka does not take.
 
-    `clients`: role (`consumer`, `producer`, `admin`) -> the properties that it is opened with. `places`: property ->
-    the settings key that it came from (`kafka.client.sasl.password`).
+    `clients`: role (`consumer`, `share`, `producer`, `admin`) -> the properties that it is opened with. `places`:
+    property -> the settings key that it came from (`kafka.client.sasl.password`).
 
     Raises:
         SettingsError: one or more properties are unknown or have a value that will not do.
@@ -142,21 +150,19 @@ def _problems(role: str, properties: dict[str, Any], places: Mapping[str, str]) 
     # Without brokers there is no network, and log_level 0 keeps librdkafka from remarking on that.
     properties.pop("bootstrap.servers", None)
     properties["log_level"] = 0
-    if role == "consumer":
+    if role in {"consumer", "share"}:
         properties.setdefault("group.id", "ouzel")
     found: list[str] = []
     while True:
         try:
             # With a logger nothing of it is written: `debug` has librdkafka tell its whole configuration.
-            client = {"consumer": Consumer, "producer": Producer, "admin": AdminClient}[role](
-                properties, logger=CLIENT_LOG
-            )
+            client = _CLIENTS[role](properties, logger=CLIENT_LOG)
         except KafkaException as error:
             text = error.args[0].str()
         except (AttributeError, TypeError, ValueError) as error:
             text = str(error)
         else:
-            if isinstance(client, Consumer):
+            if isinstance(client, Consumer | ShareConsumer):
                 client.close()
             return found
         named = next((name for name in properties if f'"{name}"' in text or f"`{name}`" in text), "")

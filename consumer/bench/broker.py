@@ -10,6 +10,7 @@ from typing import Literal
 
 import orjson
 
+from consumer import share_group
 from consumer.adapters.bench_clients import Record, Topics, fill
 from consumer.adapters.kafka_admin import KafkaAdmin, TopicPlan
 from consumer.bench.kafka_jars import KAFKA_VERSION, RESOURCES, fetch_jars, find_java
@@ -17,7 +18,7 @@ from consumer.demo.processes import Child
 from consumer.demo.service import free_port
 from consumer.errors import BrokerUnreachable
 from consumer.kafka_properties import HEADROOM_BYTES, client_properties
-from consumer.settings import KafkaSettings
+from consumer.settings import KafkaSettings, Settings
 
 Kind = Literal["given", "kafka", "embedded"]
 EMBEDDED_BYTES = 8_000_000
@@ -125,6 +126,8 @@ def _properties(folder: Path, port: int, controller: int) -> Sequence[tuple[str,
         ("transaction.state.log.replication.factor", "1"),
         ("transaction.state.log.min.isr", "1"),
         ("transaction.state.log.num.partitions", "3"),
+        ("share.coordinator.state.topic.replication.factor", "1"),
+        ("share.coordinator.state.topic.min.isr", "1"),
     )
 
 
@@ -168,6 +171,16 @@ def create_topics(kafka: KafkaSettings, topics: Mapping[str, int]) -> None:
     largest = str(kafka.max_message_bytes + HEADROOM_BYTES)
     plans = [TopicPlan(name, partitions, -1, {"max.message.bytes": largest}) for name, partitions in topics.items()]
     KafkaAdmin(client_properties(kafka, "admin"), timeout_s=kafka.request_timeout_ms / 1000).create(plans)
+
+
+def configure_groups(settings: Settings, groups: Sequence[str]) -> None:
+    """Where the settings ask for share groups: each as they want it. Raises ShareGroupRefused."""
+    if settings.delivery.guarantee == "share":
+        kafka = settings.kafka
+        admin = KafkaAdmin(client_properties(kafka, "admin"), timeout_s=kafka.request_timeout_ms / 1000)
+        wanted = {**share_group.wanted(settings), "share.auto.offset.reset": "earliest"}  # as the run's kafka.start
+        for group in groups:
+            admin.set_group_config(group, wanted)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from consumer.adapters.bench_clients import Topics
 from consumer.bench.broker import (
     EMBEDDED_BYTES,
     Broker,
+    configure_groups,
     embedded_broker,
     fill_topic,
     given_broker,
@@ -88,6 +89,7 @@ def bench(plan: Plan, settings_file: Path | None, told: Told) -> Result:
                     overrides=overrides_for_stages,
                 ) as stages,
             ):
+                configure_groups(settings, names.groups(plan))
                 session = _Session(
                     plan=plan,
                     settings=settings,

@@ -23,7 +23,7 @@ from consumer.adapters.bench_clients import Topics
 from consumer.adapters.kafka_admin import KafkaAdmin
 from consumer.adapters.runtimes.choose import agreeing_runtimes
 from consumer.adapters.runtimes.kinds import find_kind
-from consumer.bench.broker import Broker, fill_topic, given_broker, kafka_broker, run_topics
+from consumer.bench.broker import Broker, configure_groups, fill_topic, given_broker, kafka_broker, run_topics
 from consumer.bench.children import Asked, asked
 from consumer.bench.kafka_jars import KAFKA_VERSION, KafkaUnavailable, find_java
 from consumer.bench.names import TopicNames
@@ -479,6 +479,7 @@ class _Confirm:
         topics_of_run = dict.fromkeys(names, self._settings.topics.partitions)
         groups = [self._names.group(part) for part in parts]
         with run_topics(self._settings.kafka, self._broker, topics_of_run, groups) as topics:
+            configure_groups(self._settings, groups)
             self._fill()
             numbers = {0: 0, 1: 0}
 

@@ -119,6 +119,8 @@ def _kafka(settings: "Settings") -> Iterator[Finding]:
         return
     yield Finding("broker", "pass", f"cluster {cluster.cluster_id} at {', '.join(cluster.brokers)}")
     yield from _guarded("topics", lambda: _topics(settings, admin))
+    if settings.delivery.guarantee == "share":
+        yield from _guarded("share group", lambda: _share_group(settings))
     yield from _guarded("rights", lambda: _rights(settings, _as_the_service(settings)))
 
 
@@ -133,10 +135,20 @@ def _as_the_service(settings: "Settings") -> "KafkaAdmin":
 def check_client_properties(settings: "Settings") -> None:
     """Whether librdkafka takes every property, without a network. Raises `SettingsError` with all that it refuses."""
     from consumer.adapters.librdkafka import check_properties
-    from consumer.kafka_properties import client_properties, consumer_properties, places, producer_properties
+    from consumer.kafka_properties import (
+        client_properties,
+        consumer_properties,
+        places,
+        producer_properties,
+        share_properties,
+    )
 
+    if settings.delivery.guarantee == "share":
+        reader = {"share": share_properties(settings.kafka, "doctor", max_poll_records=1)}
+    else:
+        reader = {"consumer": consumer_properties(settings.kafka, "doctor")}
     clients = {
-        "consumer": consumer_properties(settings.kafka, "doctor"),
+        **reader,
         "producer": producer_properties(settings.kafka),
         "admin": client_properties(settings.kafka, "admin"),
     }
@@ -169,11 +181,19 @@ def _topics(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
             yield Finding("topics", "pass", f"{plan.name}: {facts.partitions} partitions")
 
 
+def _share_group(settings: "Settings") -> Iterator[Finding]:
+    from consumer.bootstrap import check_share_group
+
+    check_share_group(settings)
+    yield Finding("share group", "pass", f"{settings.kafka.group_id} is set as the settings want it")
+
+
 def _rights(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
     from consumer.rights import rights, transactions_of
 
-    transactions = transactions_of(settings)
-    for right in rights(settings.kafka, "service", shadow_topic=settings.swap.shadow_topic, transactions=transactions):
+    transactions, share = transactions_of(settings), settings.delivery.guarantee == "share"
+    shadow = settings.swap.shadow_topic
+    for right in rights(settings.kafka, "service", shadow_topic=shadow, transactions=transactions, share=share):
         allowed = _allowed(admin, right)
         if allowed != _ABSENT:
             yield _right(settings, right, allowed)

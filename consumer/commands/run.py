@@ -36,7 +36,7 @@ def run(
     goes on after the dead-letter limit; SIGHUP looks for a new version of the model at once. Exit codes: 2 settings,
     3 model, 4 model stuck, 5 broker, 6 topic missing, 7 not authorized, 8 output refused, 9 group.instance.id taken,
     10 dead-letter limit, 12 records lost, 13 a decode that does not return, 14 no sandbox, 15 range not done,
-    17 a partition without progress, 70 anything else.
+    17 a partition without progress, 19 share group refused, 70 anything else.
     """
     from consumer.commands.doctor import check_client_properties
     from consumer.console import read_settings_again, settings_and_sources_from
@@ -56,6 +56,10 @@ def run(
 
     from consumer.commands._range import in_group, range_of, telling_progress
 
+    if settings.delivery.guarantee == "share":
+        raise typer.BadParameter(
+            'a share group has no offsets to end at: set delivery.guarantee = "at_least_once" for a range'
+        )
     settings = in_group(settings, group)
     relabel = range_of(since, until, now_ms=time.time_ns() // 1_000_000)
     ended_by: Fatal | None = None

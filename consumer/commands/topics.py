@@ -24,7 +24,7 @@ def create(
 
     Partitions, replication, retention and sizes come from the settings topics.* and kafka.max_message_bytes. A topic
     that is there already is left as it is: see `ouzel topics describe`. The user needs Create; the service itself does
-    not.
+    not. With delivery.guarantee = "share" it also sets the configuration of the share group, whatever it was before.
     """
     from consumer.console import print_rows, settings_from
 
@@ -44,7 +44,24 @@ def create(
         else:
             result = "exists, left as it is"
         rows.append({"topic": plan.name, "result": result, **_shown(plan)})
+    if settings.delivery.guarantee == "share":
+        rows.append(_configure_group(settings, admin, dry_run=dry_run))
     print_rows(rows, ("topic", "result", "partitions", "replicas", "config"))
+
+
+def _configure_group(settings: "Settings", admin: "KafkaAdmin", *, dry_run: bool) -> dict[str, Any]:
+    """The row of the share group. What the broker has for all groups alone is not set, but has to be right."""
+    from consumer import share_group
+
+    group_id = settings.kafka.group_id
+    own = admin.group_config(group_id)
+    wanted = {name: value for name, value in share_group.wanted(settings).items() if name in own}
+    if wanted:
+        admin.set_group_config(group_id, wanted, dry_run=dry_run)
+    share_group.check(settings, share_group.found({**own, **wanted}, admin.broker_config))
+    config = " ".join(f"{name}={value}" for name, value in wanted.items())
+    result = "would be set" if dry_run else "set"
+    return {"topic": f"share group {group_id}", "result": result, "partitions": "", "replicas": "", "config": config}
 
 
 @app.command()
@@ -64,6 +81,8 @@ def describe(ctx: typer.Context) -> None:
             rows.append({"topic": plan.name, "property": "", "is": "missing", "wanted": "", "ok": False, "fix": fix})
         else:
             rows += _compared(plan, facts)
+    if settings.delivery.guarantee == "share":
+        rows += _compared_group(settings, admin)
     print_rows(rows, ("topic", "property", "is", "wanted", "ok"))
     for row in rows:
         if row["fix"]:
@@ -121,7 +140,9 @@ def acls(
         raise typer.BadParameter(f"{principal!r} has no type; did you mean User:{principal}?", param_hint="--principal")
     settings = settings_from(ctx)
     kafka = settings.kafka
-    needed = rights(kafka, role.value, shadow_topic=settings.swap.shadow_topic, transactions=transactions_of(settings))
+    transactions, share = transactions_of(settings), settings.delivery.guarantee == "share"
+    shadow = settings.swap.shadow_topic
+    needed = rights(kafka, role.value, shadow_topic=shadow, transactions=transactions, share=share)
     if output is AclOutput.COMMANDS:
         servers = bootstrap_server or kafka.bootstrap_servers
         for line in commands(needed, principal, bootstrap_servers=servers, host=host, command_config=command_config):
@@ -227,6 +248,25 @@ def _compared(plan: "TopicPlan", facts: "TopicFacts") -> list[dict[str, Any]]:
         row = {"topic": plan.name, "property": name, "is": is_now, "wanted": "" if value == "-1" else value}
         rows.append({**row, "ok": name not in different, "fix": fix})
     return rows
+
+
+def _compared_group(settings: "Settings", admin: "KafkaAdmin") -> list[dict[str, Any]]:
+    from consumer import share_group
+
+    group_id = settings.kafka.group_id
+    found = share_group.found(admin.group_config(group_id), admin.broker_config)
+    different = share_group.differences(settings, found)
+    return [
+        {
+            "topic": f"share group {group_id}",
+            "property": name,
+            "is": found.get(name, "not there"),
+            "wanted": value,
+            "ok": name not in different,
+            "fix": "ouzel topics create" if name in different else "",
+        }
+        for name, value in share_group.wanted(settings).items()
+    ]
 
 
 def _shown(plan: "TopicPlan") -> dict[str, Any]:

@@ -377,7 +377,8 @@ class Publisher:
         self._produce(labelled, event)
 
     def _publish_letter(self, rejected: Rejected) -> None:
-        if self._on_broken is not None or self._judge(rejected) is Verdict.PUBLISH:
+        goes = self._on_broken is not None or self._judge(rejected) is Verdict.PUBLISH
+        if goes or not rejected.error.withheld:
             self._produce(rejected, dead_letter(rejected, self._context))
         else:
             self._withheld.setdefault(id(rejected.delivery.message), []).append(rejected)

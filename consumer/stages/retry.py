@@ -101,8 +101,9 @@ class Retries:
             self._wait(waiting, now_s)
         return True
 
-    def failed(self, attempt: Attempt, error: Retryable, now_s: float) -> StoreFailed | None:
-        """The store could not serve this one now. None: it is kept and will be due; otherwise its dead letter."""
+    def failed(self, attempt: Attempt, error: Retryable, now_s: float, *, last: bool = False) -> StoreFailed | None:
+        """The store could not serve this one now. None: it is kept and will be due; otherwise its dead letter. `last`:
+        there is no time for more attempts, so that this one decides."""
         store = self._stores.setdefault(attempt.store, _Store())
         if isinstance(error, StoreBusy):
             self._crowd_out(store, attempt, error, now_s)
@@ -111,7 +112,7 @@ class Retries:
         if store.down_since_s is not None:
             self._probe_or_park(store, attempt, error, now_s)
             return None
-        if attempt.tries < self._max_attempts:
+        if attempt.tries < self._max_attempts and not last:
             self._wait(attempt, now_s + self._backoff_s(attempt.tries, error))
             return None
         if store.last_success_s > attempt.first_s or attempt.passed_over >= _PASSED_OVER:
@@ -129,6 +130,10 @@ class Retries:
         self._waiting = [entry for entry in self._waiting if entry[2] is not attempt]
         heapq.heapify(self._waiting)
         return attempt
+
+    def tells(self, attempt: Attempt) -> bool:
+        """Whether its next try tells the others of its store: it failed before, or it is the probe."""
+        return attempt.tries > 0 or attempt is self._stores.setdefault(attempt.store, _Store()).probe
 
     def left(self, attempt: Attempt) -> None:
         """It is over, and not by `succeeded` or `failed`: a dead letter, abandoned. A probe hands over to the next

@@ -14,7 +14,7 @@ import typer.main
 from jsonschema import Draft202012Validator, FormatChecker
 from prometheus_client import CollectorRegistry
 
-from consumer import errors
+from consumer import errors, share_group
 from consumer.cli import app
 from consumer.kafka_properties import BROKER_SIDE, REFUSED, REFUSED_VALUES
 from consumer.librdkafka_names import NAMES
@@ -150,11 +150,8 @@ _UNITS_OF = {"ms": 1, "s": 1_000, "days": 86_400_000, "KiB": 1024, "MiB": 1024**
 _WITH_DEFAULT = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)`\s\((\d[\d,]*(?:\.\d+)?)(?: (ms|s|days|KiB|MiB))?[):;]")
 
 
-_OF_GROUPS = {
-    f"share.{end}"
-    for end in ("isolation.level", "auto.offset.reset", "record.lock.duration.ms", "delivery.count.limit")
-}
-"""Kafka's configuration of a share group."""
+_OF_A_SHARE_GROUP = {*share_group.wanted(Settings()), "share.session.timeout.ms", "share.heartbeat.interval.ms"}
+"""Configuration at the broker."""
 _FILES_OF_A_MODEL = {f"model.{end}" for end in ("toml", "onnx", "tflite", "xml", "bin", "savedmodel")}
 
 
@@ -164,7 +161,9 @@ def test_settings_exist(path: Path) -> None:
         named = re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?: = .*)?$", code)
         if named is None or (ROOT / named[1]).exists() or named[1].split(".")[0] not in _SECTIONS:
             continue
-        if named[1] in NAMES or named[1] in _FILES_OF_A_MODEL | _OF_GROUPS:  # librdkafka has a `delivery.` too
+        if (
+            named[1] in NAMES or named[1] in _FILES_OF_A_MODEL or named[1] in _OF_A_SHARE_GROUP
+        ):  # librdkafka has a `delivery.` too
             continue
         assert tuple(named[1].split(".")) in KEYS, f"there is no setting {named[1]}"
 

@@ -37,6 +37,7 @@ HEIGHTS = {
     "consumer.flow": 5,
     "consumer.swap": 5,
     "consumer.pipeline": 5,
+    "consumer.share_pipeline": 5,
     "consumer.health": 6,
     "consumer.bootstrap_clouds": 6,
     "consumer.bootstrap_registries": 6,

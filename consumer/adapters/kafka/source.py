@@ -188,17 +188,7 @@ class KafkaSource:
         lease, offset = self._leases.get(partition), message.offset() or 0
         if lease is None or offset < self._started_at[partition]:
             return None  # read before the pipeline said where to begin; `start` reads what is wanted
-        kind, timestamp_ms = message.timestamp()
-        return Delivery(
-            lease=lease,
-            offset=offset,
-            value=message.value(),
-            key=message.key(),
-            headers=_headers(message.headers()),
-            timestamp_ms=timestamp_ms if kind else None,
-            timestamp_type=_TIMESTAMP_TYPES.get(kind, "none"),
-            received_s=self._clock.monotonic_s(),
-        )
+        return delivery_of(message, lease, received_s=self._clock.monotonic_s())
 
     def _handle(self, error: KafkaError, message: Message | None) -> OffsetLost | None:
         """Raises what ends the process; the rest is a log line or the pipeline's to decide."""
@@ -328,6 +318,22 @@ class KafkaSource:
 
     def _on_client_error(self, error: KafkaError) -> None:
         self._client_errors.append(error)
+
+
+def delivery_of(message: Message, lease: Lease, *, received_s: float, delivery_count: int = 0) -> Delivery:
+    """A message of librdkafka's, on the books of `lease`."""
+    kind, timestamp_ms = message.timestamp()
+    return Delivery(
+        lease=lease,
+        offset=message.offset() or 0,
+        value=message.value(),
+        key=message.key(),
+        headers=_headers(message.headers()),
+        timestamp_ms=timestamp_ms if kind else None,
+        timestamp_type=_TIMESTAMP_TYPES.get(kind, "none"),
+        received_s=received_s,
+        delivery_count=delivery_count,
+    )
 
 
 def _partition(each: TopicPartition) -> Partition:

@@ -10,6 +10,7 @@ from consumer.errors import (
     OutputRefused,
     OutputUnavailable,
     SettingsError,
+    ShareGroupRefused,
     TopicMissing,
 )
 
@@ -37,6 +38,8 @@ _FENCED = {
     KafkaError.FENCED_INSTANCE_ID,
     KafkaError.UNRELEASED_INSTANCE_ID,
 }
+_NO_SHARE_GROUPS = {KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE}
+_NO_SUCH_SHARE_GROUP = {KafkaError.GROUP_ID_NOT_FOUND, KafkaError.INCONSISTENT_GROUP_PROTOCOL}
 _TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
 _UNKNOWN_TOPIC = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -97,6 +100,22 @@ def consumer_error(error: KafkaError, topic: str | None) -> Fatal | None:
     if error.fatal() or code in _FENCED:
         return Fatal(f"the consumer cannot go on: {error.str()}", remedy="start the replica again")
     return None
+
+
+def share_error(error: KafkaError, topic: str | None, *, group_id: str) -> Fatal | None:
+    """What an error of a share group's member means."""
+    code = error.code()
+    if code in _NO_SHARE_GROUPS:
+        return ShareGroupRefused(
+            f"the broker has no share groups: {error.str()}",
+            remedy="Apache Kafka 4.2 has them, with its feature share.version=1; or set another delivery.guarantee",
+        )
+    if code in _NO_SUCH_SHARE_GROUP:
+        return ShareGroupRefused(
+            f"{group_id} is a consumer group at the broker, and cannot be a share group: {error.str()}",
+            remedy="give the share group a kafka.group_id of its own, then ouzel topics create",
+        )
+    return consumer_error(error, topic)
 
 
 def delivery_error(error: KafkaError, topic: str) -> Exception:
