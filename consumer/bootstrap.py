@@ -445,6 +445,7 @@ class Service:
             max_uncommitted=settings.pipeline.max_uncommitted_messages,
         )
         self.pipeline: Pipeline | SharePipeline
+        on_broken = None
         if settings.delivery.guarantee == "share":
             self.pipeline = SharePipeline(
                 source=cast("ShareSource", ports.source),
@@ -456,7 +457,7 @@ class Service:
                 rules=_share_rules(settings),
             )
         else:
-            self.pipeline = Pipeline(
+            pipeline = self.pipeline = Pipeline(
                 source=cast("MessageSource", ports.source),
                 view=ports.view,
                 intake=intake,
@@ -469,6 +470,7 @@ class Service:
                 on_progress=on_progress,
                 transactions=ports.transactions,
             )
+            on_broken = None if ports.transactions is None else pipeline.broken
         self.publisher = Publisher(
             ports.sink,
             context=context,
@@ -479,7 +481,7 @@ class Service:
             redo_backoff_s=settings.retry.initial_backoff_ms / 1000,
             on_settled=self.pipeline.settled,
             on_crash=self.pipeline.crashed,
-            on_broken=None if ports.transactions is None else self.pipeline.broken,
+            on_broken=on_broken,
         )
         hand_off = HandOff(budget)
         self.flow = build_flow(

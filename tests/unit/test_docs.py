@@ -161,9 +161,7 @@ def test_settings_exist(path: Path) -> None:
         named = re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?: = .*)?$", code)
         if named is None or (ROOT / named[1]).exists() or named[1].split(".")[0] not in _SECTIONS:
             continue
-        if (
-            named[1] in NAMES or named[1] in _FILES_OF_A_MODEL or named[1] in _OF_A_SHARE_GROUP
-        ):  # librdkafka has a `delivery.` too
+        if named[1] in {*NAMES, *_FILES_OF_A_MODEL, *_OF_A_SHARE_GROUP}:  # librdkafka has a `delivery.` too
             continue
         assert tuple(named[1].split(".")) in KEYS, f"there is no setting {named[1]}"
 
