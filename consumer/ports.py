@@ -195,8 +195,6 @@ class ShareMember(Protocol):
         """These are done, and never handed out again. Waits for the broker's answer, up to `timeout_s`; returns why,
         for the partitions whose messages it did not take off: their locks are gone, or nobody knows.
 
-        The broker judges the messages of a partition as a whole, so one whose lock may have lapsed goes by itself.
-
         Raises:
             Fatal: as `poll`.
         """

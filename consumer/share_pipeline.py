@@ -126,15 +126,11 @@ class _Seat:
         return found
 
     def _acknowledge(self, settled: Iterable[Settled]) -> None:
-        """The broker judges a partition's messages as a whole: those that may have lapsed go apart from the others."""
         finished = [each.delivery for each in settled if each.finished]
-        held = [each for each in finished if not each.lease.ended]
-        late = [each for each in finished if each.lease.ended]
-        for accepted in (held, *([each] for each in late)):
-            if accepted:
-                with self._pipeline.observer.stage("commit"):
-                    refused = self._member.accept(accepted, _ANSWER_S)
-                self._pipeline.observer.accepted(accepted, refused)
+        if finished:
+            with self._pipeline.observer.stage("commit"):
+                refused = self._member.accept(finished, _ANSWER_S)
+            self._pipeline.observer.accepted(finished, refused)
         # Each has to be acknowledged; where its lock has lapsed the broker does not heed it.
         unfinished = [each.delivery for each in settled if not each.finished]
         if unfinished:

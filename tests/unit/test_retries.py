@@ -52,6 +52,29 @@ def test_backoff_doubles_under_full_jitter(dice: float, waits_s: list[float]) ->
         assert room.retries.due(50.0 + wait_s) == [attempt]
 
 
+def test_where_there_is_no_time_for_more_attempts_the_first_decides() -> None:
+    room = _Room()
+    slow = room.attempt(first_s=10.0)
+    assert room.retries.failed(slow, ERROR, 40.0, last=True) is None
+    assert room.retries.down_stores() == {STORE: 40.0}
+    other = _Room()
+    other.retries.succeeded(other.attempt(1), 20.0)
+    assert isinstance(other.retries.failed(other.attempt(first_s=10.0), ERROR, 40.0, last=True), StoreFailed)
+
+
+def test_an_attempt_tells_of_its_store_once_it_failed_or_is_the_probe() -> None:
+    other, room = _Room(), _Room()
+    attempt, parked = other.attempt(1), room.attempt(2, first_s=1.0)
+    assert not other.retries.tells(attempt)
+    other.retries.failed(attempt, ERROR, 0.0)
+    assert other.retries.tells(attempt)
+    probe = room.take_down()
+    assert not room.retries.admit(parked)
+    assert not room.retries.tells(parked)
+    room.retries.left(probe)
+    assert room.retries.tells(parked)
+
+
 def test_backoff_has_a_bound_however_often_the_probe_fails() -> None:
     room = _Room()
     probe = room.take_down()

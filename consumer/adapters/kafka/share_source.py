@@ -1,8 +1,8 @@
 """A share group's members, on librdkafka's ShareConsumer (KIP-932; a preview in librdkafka 2.16).
 
 Traps that this file knows: every message of a poll has to be acknowledged before the next poll; what a poll timed out
-on may arrive after it, and its lock runs while it waits for the next poll; the broker judges the acknowledgements of a
-partition as a whole, so that one lapsed lock has it refuse those of all the others.
+on may arrive after it, and its lock runs while it waits for the next poll; a poll brings whole batches of a producer,
+however many messages it asked for.
 """
 
 import logging
