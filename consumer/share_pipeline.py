@@ -166,6 +166,12 @@ class SharePipeline:
         self._epochs = itertools.count(1)
         self._topic_ids: dict[str, str] = {}
         self._missing_since_s: dict[str, float] = {}
+        self._highest: dict[tuple[int, Partition], int] = {}
+        """By member: the offset handed out last for the first time."""
+        self._unsure: list[_Polled] = []
+        """What may be of a topic made anew, until its id is asked for."""
+        self._asked_for: list[_Polled] = []
+        self._asking = False
         self._metadata_at_s = 0.0
         self._trouble_until_s = 0.0
         self._empty_s = clock.monotonic_s()
@@ -271,9 +277,7 @@ class SharePipeline:
         if isinstance(item, Settled):
             self._settle(item)
         elif isinstance(item, _Polled):
-            # Those that came before go first: they have the fewest deliveries left.
-            for delivery in sorted(item.deliveries, key=lambda each: -each.delivery_count):
-                self._take(item.seat, delivery)
+            self._receive(item)
         elif self._ended:
             return
         elif isinstance(item, _Answer):
@@ -282,6 +286,26 @@ class SharePipeline:
             raise item.error
 
     # --- messages ---------------------------------------------------------------------------------------------------
+
+    def _receive(self, polled: _Polled) -> None:
+        """Begin with these, unless they may be of another topic than we think: what a member is handed for the first
+        time goes up and up, until the topic is made anew."""
+        went_back = False
+        for each in polled.deliveries:
+            place = (id(polled.seat), each.partition)
+            if each.delivery_count <= 1:
+                went_back = went_back or each.offset <= self._highest.get(place, -1)
+                self._highest[place] = each.offset
+        if went_back and not self._stop:
+            self._unsure.append(polled)
+            self._metadata_at_s = 0.0
+        else:
+            self._begin(polled)
+
+    def _begin(self, polled: _Polled) -> None:
+        # Those that came before go first: they have the fewest deliveries left.
+        for delivery in sorted(polled.deliveries, key=lambda each: -each.delivery_count):
+            self._take(polled.seat, delivery)
 
     def _take(self, seat: _Seat, delivery: Delivery) -> None:
         again = delivery.delivery_count > 1
@@ -355,9 +379,11 @@ class SharePipeline:
 
     def _check_topics(self) -> None:
         now_s = self._clock.monotonic_s()
-        if now_s < self._metadata_at_s:
+        if now_s < self._metadata_at_s or self._asking:
             return
         self._metadata_at_s = now_s + self._rules.metadata_interval_s
+        self._asking = True
+        self._asked_for, self._unsure = self._unsure, []
 
         def ask() -> None:
             try:
@@ -373,9 +399,12 @@ class SharePipeline:
         self._questions.submit(ask)
 
     def _ask_topics_again(self) -> None:
+        self._asking = False
+        self._unsure, self._asked_for = [*self._asked_for, *self._unsure], []
         self._metadata_at_s = min(self._metadata_at_s, self._clock.monotonic_s() + _ASK_AGAIN_S)
 
     def _compare_topics(self, found: Mapping[str, TopicFacts]) -> None:
+        self._asking = False
         now_s = self._clock.monotonic_s()
         for name in self._rules.topics:
             if name in found:
@@ -383,6 +412,11 @@ class SharePipeline:
                 self._note_topic(name, found[name].topic_id)
             elif now_s - self._missing_since_s.setdefault(name, now_s) > self._rules.topic_gone_s:
                 raise TopicMissing(f"topic {name} was deleted", remedy="ouzel topics create")
+        asked_for, self._asked_for = self._asked_for, []
+        for polled in asked_for:
+            for delivery in polled.deliveries:
+                delivery.lease.topic_id = self._topic_ids[delivery.partition.topic]
+            self._begin(polled)
 
     def _note_topic(self, name: str, topic_id: str) -> None:
         before = self._topic_ids.get(name)
@@ -432,6 +466,9 @@ class SharePipeline:
             delivery.lease.state = LeaseState.ENDED
             seat.settled(Settled(delivery, finished=False))
         self._in_hand.clear()
+        for polled in (*self._unsure, *self._asked_for):
+            self._begin(polled)  # which hands it back
+        self._unsure, self._asked_for = [], []
         self._flow.abandon_ended()
         self._publisher.forget_ended()
 

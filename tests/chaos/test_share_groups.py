@@ -13,7 +13,7 @@ from tests.conftest import MakeTopics, Topics
 from tests.faulty_replica import ENTRY as FAULTY
 from tests.hostile_decoder import with_mark
 from tests.hostile_replica import ENTRY as HOSTILE
-from tests.kafka_broker import Cluster
+from tests.kafka_broker import Cluster, KafkaBroker
 from tests.kafka_clients import unique
 from tests.processes import wait_until
 from tests.replica import CRASHING, Replica
@@ -236,3 +236,88 @@ def test_a_replica_that_is_told_to_stop_hands_back_what_it_cannot_finish_at_once
         assert other.terminate() == 0
     summary = run.assert_all_promises_kept()
     assert summary.duplicate_events == 0
+
+
+def test_a_replica_that_stood_still_past_its_locks_spoils_nothing(
+    kafka: Cluster, one_partition: Topics, small_photographs: list[Path], tmp_path: Path
+) -> None:
+    settings = configured(kafka, one_partition, lock_ms=1_500, TEST_SLOW_MODEL_S="0.05", BATCH__MAX_SIZE="4")
+    with (
+        Run(kafka, one_partition, tmp_path, share=True) as run,
+        Replica(kafka, one_partition, settings=settings, entry=FAULTY) as frozen,
+        Replica(kafka, one_partition, settings=settings, entry=FAULTY) as other,
+    ):
+        run.send(run.photographs(200, small_photographs), **SMALL_BATCHES)
+        frozen.start()
+        run.observer.wait_answered(20)
+        frozen.freeze()
+        other.start()
+        run.observer.wait_answered(200)  # what the frozen one holds is among it
+        frozen.thaw()
+        run.send(run.photographs(100, small_photographs), **SMALL_BATCHES)
+        run.healed()
+        assert [replica.terminate() for replica in (frozen, other)] == [0, 0]
+    summary = run.assert_all_promises_kept()
+    assert summary.letters == 0
+    assert summary.duplicate_events <= 64
+
+
+def test_a_broker_that_is_killed_and_comes_back_is_waited_for(
+    broker: KafkaBroker, topics: Topics, small_photographs: list[Path], tmp_path: Path
+) -> None:
+    settings = configured(broker, topics)
+    with Run(broker, topics, tmp_path, share=True) as run, Replica(broker, topics, settings=settings) as replica:
+        replica.start().wait_ready()
+        with run.sending(small_photographs, per_second=60, **SMALL_BATCHES):
+            run.observer.wait_answered(60)
+            broker.kill()
+            broker.start()
+            answered = run.observer.answered
+            run.observer.wait_answered(answered + 60)
+        run.healed()
+        assert replica.probe("livez")[0] == 200
+        assert replica.terminate() == 0
+    summary = run.assert_all_promises_kept()
+    assert summary.letters == 0
+
+
+def test_a_senders_batch_that_takes_longer_than_a_lock_is_labelled_in_turns(
+    kafka: Cluster, one_partition: Topics, small_photographs: list[Path], tmp_path: Path
+) -> None:
+    """The broker hands out all of it at once: what is left when the locks lapse comes again."""
+    settings = configured(kafka, one_partition, TEST_SLOW_MODEL_S="0.1", BATCH__MAX_SIZE="4")
+    with (
+        Run(kafka, one_partition, tmp_path, share=True) as run,
+        Replica(kafka, one_partition, settings=settings, entry=FAULTY) as replica,
+    ):
+        run.send(run.photographs(150, small_photographs, keys=0), linger_ms=500)
+        replica.start()
+        run.healed()
+        assert replica.metric("ouzel_share_deliveries_again_total") > 0
+        assert replica.metric("ouzel_share_locks_lapsed_total") > 0
+        assert replica.terminate() == 0
+    summary = run.assert_all_promises_kept()
+    assert summary.letters == 0
+
+
+def test_a_topic_made_anew_is_read_from_its_beginning(
+    kafka: Cluster, one_partition: Topics, small_photographs: list[Path], tmp_path: Path
+) -> None:
+    settings = configured(kafka, one_partition)
+    with (
+        Run(kafka, one_partition, tmp_path, share=True) as run,
+        Replica(kafka, one_partition, settings=settings) as replica,
+    ):
+        run.send(run.photographs(20, small_photographs))
+        replica.start()
+        run.healed()
+        kafka.delete_topic(one_partition.images)
+        kafka.create_topic(one_partition.images, partitions=1)
+        replica.wait_for(lambda: replica.said("was made anew"), 20, "the new topic to be seen")
+        run.send(run.photographs(30, small_photographs))
+        run.observer.wait_answered(30)  # places, and the new ones begin at the old ones
+        replica.wait_for(
+            lambda: replica.metric("ouzel_images_total", outcome="labelled") == 50, 30, "the images of both topics"
+        )
+        assert replica.terminate() == 0
+    run.assert_all_promises_kept()

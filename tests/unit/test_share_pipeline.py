@@ -207,6 +207,10 @@ def _subject(record: OutputRecord) -> str:
     return (dict(record.headers)["ce_subject"] or b"").decode()
 
 
+def _event_id(record: OutputRecord) -> bytes:
+    return dict(record.headers)["ce_id"] or b""
+
+
 def _nothing_left(rig: Rig) -> None:
     rig.until(lambda: rig.budget.used_bytes == 0, "every byte off the books")
     rig.until(lambda: not rig.flow._stage_of, "every stage to be empty")
@@ -510,6 +514,46 @@ def test_a_topic_made_anew_discards_the_old_work(rig: Rig) -> None:
     rig.until_states("done")
     assert rig.group.records[0].deliveries == 2, "what was in hand was published"
     assert len(_events(rig)) == 1
+
+
+def _both_members_read(rig: Rig) -> None:
+    """Eight images, four each."""
+    rig.sink.answers = lambda _: FakeSink.HOLD
+    rig.group.send(*[b"1"] * 8)
+    rig.sink.wait(lambda: len(rig.sink.held) == 8, "the images of two polls")
+    rig.sink.answers = lambda _: None
+    for _ in range(8):
+        rig.sink.answer()
+    rig.until_states(*["done"] * 8)
+
+
+def test_offsets_that_go_back_are_not_begun_before_the_topic_id_is_asked_for(rig: Rig) -> None:
+    """Within the metadata interval nobody has seen that the topic is another one."""
+    _both_members_read(rig)
+    before = {_event_id(each) for each in rig.sink.written}
+    rig.view.answering.clear()
+    with rig.group.changed:
+        rig.group.records.clear()
+    rig.cluster.create("images", 1, topic_id="id-2")
+    rig.group.send(b"2", b"3")
+    rig.until(lambda: rig.group.states() == ["locked", "locked"], "the new topic to be read")
+    rig.until(lambda: bool(rig.pipeline._asked_for), "the question")
+    assert len(rig.sink.written) == 8
+    rig.view.answering.set()
+    rig.until_states("done", "done")
+    assert len(rig.sink.written) == 10
+    assert len(before | {_event_id(each) for each in rig.sink.written}) == 10, "an event id belongs to two images"
+
+
+def test_what_waits_for_the_topic_id_is_handed_back_at_a_stop(rig: Rig) -> None:
+    _both_members_read(rig)
+    rig.view.answering.clear()
+    with rig.group.changed:
+        rig.group.records.clear()
+    rig.group.send(b"2")
+    rig.until(lambda: bool(rig.pipeline._asked_for), "the question")
+    rig.stop()
+    assert rig.group.states() == ["available"]
 
 
 def test_a_topic_that_stays_away_ends_it(rig: Rig) -> None:
