@@ -163,12 +163,13 @@ def commands(
     ]
 
 
-def named_in_full(error: Fatal, kafka: KafkaSettings) -> Fatal:
+def named_in_full(error: Fatal, kafka: KafkaSettings, *, share: bool = False) -> Fatal:
     """The service's error; where a right is missing, with its name and the command that grants it."""
     if not isinstance(error, NotAuthorized) or not error.denied:
         return error
     name = kafka.group_id if error.denied == "group" else error.topic
-    missing = [right for right in rights(kafka, "service") if (right.resource, right.name) == (error.denied, name)]
+    needed = rights(kafka, "service", share=share)
+    missing = [right for right in needed if (right.resource, right.name) == (error.denied, name)]
     if not missing:
         return error
     return NotAuthorized(str(error), remedy=remedy(kafka, missing), denied=error.denied, topic=error.topic)

@@ -1,6 +1,7 @@
 """`ouzel doctor`: is everything there that `ouzel run` needs? One line each, and what to do where it fails."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -224,7 +225,8 @@ def _right(settings: "Settings", right: "Right", allowed: frozenset[str] | None)
     what = f"{right.resource} {right.name}"
     if allowed is None:
         return Finding("rights", "warn", f"{what}: the broker does not say what we may do; it shows at start")
-    if right.operation.upper() in allowed or "ALL" in allowed:
+    operation = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", right.operation).upper()  # DescribeConfigs: DESCRIBE_CONFIGS
+    if operation in allowed or "ALL" in allowed:
         return Finding("rights", "pass", f"{what}: {right.operation} is allowed")
     return Finding("rights", "fail", f"{what}: {right.operation} is not allowed", remedy(settings.kafka, [right]))
 

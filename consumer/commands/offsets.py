@@ -23,15 +23,31 @@ _SHOWN = ("topic", "partition", "committed", "end", "lag", "member")
 _RESET = ("topic", "partition", "before", "after", "repeats", "skips")
 
 
+def _kafka(ctx: typer.Context, group: str | None) -> "KafkaSettings":
+    """Refuses the share group of the settings: it has no committed offsets, and what would be shown is not so."""
+    from consumer.console import settings_from
+
+    settings = settings_from(ctx)
+    kafka = settings.kafka
+    if settings.delivery.guarantee == "share" and group in {None, kafka.group_id}:
+        tool = f"kafka-share-groups.sh --bootstrap-server {kafka.bootstrap_servers} --group {kafka.group_id}"
+        raise CommandRefused(
+            f"{kafka.group_id} is a share group (delivery.guarantee), which has no committed offsets: each message is "
+            "acknowledged alone",
+            remedy=f"{tool} --describe shows where it begins, and its lag; --reset-offsets moves it",
+        )
+    return kafka
+
+
 @app.command()
 def show(ctx: typer.Context, *, group: Group = None, topic: Topic = None) -> None:
     """Committed offset, end and lag of every partition, and the member that has it.
 
     The end is the last stable offset: what a transaction that is still open holds back is not counted as lag.
     """
-    from consumer.console import print_rows, settings_from
+    from consumer.console import print_rows
 
-    kafka = settings_from(ctx).kafka
+    kafka = _kafka(ctx, group)
     state = _open(kafka, group).describe(topic or kafka.input_topics)
     rows = [
         {
@@ -70,9 +86,9 @@ def reset(
 
         ouzel offsets reset --to 4211 --partition 3 --execute
     """
-    from consumer.console import print_rows, settings_from
+    from consumer.console import print_rows
 
-    kafka = settings_from(ctx).kafka
+    kafka = _kafka(ctx, group)
     offsets = _open(kafka, group)
     state = offsets.describe(topic or kafka.input_topics)
     _refuse_while_live(state)

@@ -103,7 +103,12 @@ class Taking:
     def take_one(self) -> Delivery:
         """The next one, which comes alone."""
         found: list[Delivery] = []
-        wait_until(lambda: bool(found.extend(self.member.poll(0.2)) or found), timeout_s=20, what="a message")
+
+        def polled() -> bool:
+            found.extend(self.member.poll(0.2))
+            return bool(found)
+
+        wait_until(polled, timeout_s=20, what="a message")
         (one,) = found
         return one
 
