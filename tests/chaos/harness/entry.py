@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from consumer.adapters.kafka import transactional_sink
+from consumer.adapters.kafka.share_source import KafkaShareSource
 from consumer.bootstrap import Ports
 from consumer.errors import Fatal
 from consumer.service import end_service, run_service
@@ -96,7 +97,10 @@ def main() -> None:
     def wrap(ports: Ports) -> Ports:
         wrapped: Any = Wrapped
         faulty = with_crash_points(ports, crash=ear, slow_s=ear.slow_model_s)
-        return replace(faulty, source=wrapped(faulty.source, poll=ear.poll(faulty.source.poll)))
+        source: Any = faulty.source
+        if isinstance(source, KafkaShareSource):  # its owner never polls
+            return faulty
+        return replace(faulty, source=wrapped(source, poll=ear.poll(source.poll)))
 
     try:
         run_service(load(), resume="--resume" in sys.argv, wrap=wrap)
