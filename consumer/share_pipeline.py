@@ -209,6 +209,11 @@ class SharePipeline:
         """Whether the dead-letter limit holds the replica."""
         return self._held_for is not None
 
+    @property
+    def stalled(self) -> frozenset[Partition]:
+        """None ever: whether a share group has more for us, its broker alone knows."""
+        return frozenset()
+
     def settled(self, settled: Settled) -> None:
         """The publisher's word on one delivery."""
         self._inbox.put(settled)
