@@ -2,6 +2,7 @@
 
 import faulthandler
 import gc
+import math
 import os
 import random
 import signal
@@ -540,9 +541,11 @@ class Service:
                 self._swapper.stop()
             self.flow.close()
             self.publisher.close()
-            unconfirmed = self._ports.sink.close(_FLUSH_S) - self._shadow.under_way
+            unconfirmed = self._ports.sink.close(_FLUSH_S)
             if self._ports.shadow_sink is not None:
                 self._ports.shadow_sink.close(_FLUSH_S)
+            else:
+                unconfirmed -= self._shadow.under_way
             if unconfirmed > 0:
                 logger.warning("{} records are not confirmed: their messages will be delivered again", unconfirmed)
             self._ports.view.close()
@@ -621,6 +624,11 @@ def _share_rules(settings: Settings) -> ShareRules:
     )
 
 
+def _longest_drain_ms(settings: Settings) -> float:
+    """A transaction lasts as long as the drain before its end, and the broker gives it up after its own time-out."""
+    return settings.transaction.timeout_ms / 2 if settings.delivery.guarantee == "exactly_once" else math.inf
+
+
 def _rules(settings: Settings, *, ignore_earlier_trips: bool) -> Rules:
     kafka = settings.kafka
     properties = consumer_properties(kafka, "")
@@ -630,11 +638,11 @@ def _rules(settings: Settings, *, ignore_earlier_trips: bool) -> Rules:
         start = rfc3339_ms(kafka.start)
     return Rules(
         commit_interval_s=_commit_interval_ms(settings) / 1000,
-        drain_timeout_s=min(settings.drain.timeout_ms, max_poll_interval_ms / 2) / 1000,
+        drain_timeout_s=min(settings.drain.timeout_ms, max_poll_interval_ms / 2, _longest_drain_ms(settings)) / 1000,
         metadata_interval_s=kafka.metadata_interval_ms / 1000,
         topic_gone_s=kafka.topic_gone_ms / 1000,
         # What is finished is committed once an interval, and that is no standing still.
-        stall_s=settings.health.stall_ms and max(settings.health.stall_ms, 2 * settings.commit.interval_ms) / 1000,
+        stall_s=settings.health.stall_ms and max(settings.health.stall_ms, 2 * _commit_interval_ms(settings)) / 1000,
         topics=tuple(kafka.input_topics),
         max_uncommitted_messages=settings.pipeline.max_uncommitted_messages,
         start=start,

@@ -18,6 +18,7 @@ from consumer.errors import (
     BrokerUnreachable,
     DeadLetterLimit,
     Family,
+    OutputRefused,
     RecordsLost,
     Retryable,
     Stalled,
@@ -56,6 +57,10 @@ _POLL_FOR_ANSWER_S = 0.005  # an answer is read after a poll, and partitions wai
 _POLL_IN_TRANSACTION_S = 0.01  # readers wait for its end, and its last record may be in any moment
 _MARK_AGAIN_S = 0.1
 _LAST_TRANSACTION_S = 3.0
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.2, 5.0
+"""Before work that was undone is done again, when it was undone before."""
+_MOST_IN_A_ROW = 30
+"""Transactions that were undone, and none committed between: some two minutes."""
 _LOOKS = 10  # at what stands still, in `stall_s`
 
 
@@ -110,6 +115,10 @@ class _Ending:
     undoing: bool = False
     undone: set[Partition] = field(default_factory=set)
     """Partitions that go on from what is committed, once it is certain what that is."""
+    in_a_row: int = 0
+    """Transactions that were undone since the last one that was committed."""
+    again_at_s: float = 0.0
+    """Before that no other is begun."""
     in_callback: bool = False
     """Whether a revoke waits for it."""
     ours: set[Partition] = field(default_factory=set)
@@ -663,13 +672,15 @@ class Pipeline:
         """Whether it is known what the partition waits for: a person, a quota, a store, the output, the model."""
         if self.holding or self._source.throttled_until_s > self.turned_s:
             return True
-        if self._transactions is not None and self._transactions.unresolved:
+        if self._transactions is not None and (self._transactions.unresolved or self._ending.undoing):
             return True
         ledger = self._ledgers.get(partition)
         if ledger is None:  # where to begin is being asked for
             return False
         waits = partition in self._paused or ledger.in_flight > 0
-        return ledger.past_end or (waits and (self._flow.holds_work or self._publisher.holds_work))
+        # In a transaction no record is under way for longer than that may last: a publisher that holds one is stuck.
+        holds_work = self._flow.holds_work or (self._transactions is None and self._publisher.holds_work)
+        return ledger.past_end or (waits and holds_work)
 
     def _ask_of_stalls(self, suspects: frozenset[Partition]) -> None:
         """Whether the broker has more of these than was read, or less than was finished; where those begin that have
@@ -807,6 +818,8 @@ class Pipeline:
             return
         if result.undone:
             self._undo(result.undone)
+        else:
+            self._ending.in_a_row = 0
         for partition, point in result.committed.items():
             if partition in self._ledgers:
                 self._ledgers[partition].committed_to(point)
@@ -847,6 +860,8 @@ class Pipeline:
             return
         if transactions.unresolved or transactions.commit_under_way:
             return
+        if self._ending.undoing and self._clock.monotonic_s() < self._ending.again_at_s:
+            return
         self._ending.sealing = False
         self._publisher.unseal()
         self._ending.undoing = False
@@ -862,6 +877,10 @@ class Pipeline:
             return
         self._ending.undoing = True
         self._ending.to_commit = False
+        self._ending.in_a_row += 1
+        again = self._ending.in_a_row - 3  # the first ones are done again at once
+        pause_s = min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2**again) if again >= 0 else 0.0
+        self._ending.again_at_s = self._clock.monotonic_s() + pause_s
         logger.warning("the transaction is undone: {}", why)
         self._observer.transaction_undone()
         self._ending.sealing = True
@@ -871,6 +890,8 @@ class Pipeline:
         self._end(partitions)
         self._ending.undone.update(partitions)
         self._transactions.undo()
+        if self._ending.in_a_row >= _MOST_IN_A_ROW:
+            self._inbox.put(_Crash(_no_transaction_ends(self._ending.in_a_row, why)))
 
     def _go_on_while_draining(self) -> None:
         """A transaction that is about to end ends first: what the drain waits for goes into the next."""
@@ -918,7 +939,11 @@ class Pipeline:
         self._ending.in_callback = True
         try:
             self._give_up(partitions)
+        except BaseException:
+            self._undo("partitions went away in an error")  # what is open holds records of theirs
+            raise
         finally:
+            self._end(partitions)  # before the publisher goes on: it must find these ended
             self._ending.in_callback = False
 
     def _give_up(self, partitions: Sequence[Partition]) -> None:
@@ -931,7 +956,6 @@ class Pipeline:
             self._drain(ledgers, deadline_s, wait=self._wait_for_inbox)
         self._clear_marks(ledgers)
         self._last_commit(ledgers, deadline_s)
-        self._end(partitions)  # before the publisher goes on: it must find these ended
 
     def on_lost(self, partitions: Sequence[Partition]) -> None:
         """Another member may have them already: discard, commit nothing."""
@@ -967,7 +991,8 @@ class Pipeline:
             ledger.lease.state = LeaseState.DRAINING
         while True:
             self._flow.abandon_ended()  # also what came back from its store meanwhile
-            waits = any(self._must_finish(delivery) for ledger in ledgers for delivery in ledger.unfinished())
+            wanted = [ledger for ledger in ledgers if not ledger.lease.ended]  # a transaction may be undone meanwhile
+            waits = any(self._must_finish(delivery) for ledger in wanted for delivery in ledger.unfinished())
             self._read_settled()  # what was finished before we looked
             self._go_on_while_draining()
             if not waits:
@@ -1094,4 +1119,12 @@ def _range_gone(topic: str) -> RecordsLost:
     return RecordsLost(
         f"topic {topic} was deleted or made anew, or the group's offsets were, while a range of it was relabelled",
         remedy="look what is there now with `ouzel offsets show`, and begin the range again under another --group",
+    )
+
+
+def _no_transaction_ends(count: int, why: str) -> OutputRefused:
+    """What the broker says of a right that is missing, say, librdkafka tells its log alone."""
+    return OutputRefused(
+        f"{count} transactions were undone and none was committed; the last one: {why}",
+        remedy="look at the lines of the kafka logger before this; `ouzel doctor` shows which right is missing",
     )

@@ -28,6 +28,7 @@ from consumer.errors import (
     ProcessingFailed,
     TransactionBroken,
 )
+from consumer.headers import ORIGIN_RECORD_INDEX
 from consumer.messages import (
     Abandoned,
     Delivery,
@@ -35,7 +36,6 @@ from consumer.messages import (
     OneOutcome,
     Outcome,
     OutputRecord,
-    Partition,
     Rejected,
     Several,
     Skipped,
@@ -158,7 +158,9 @@ class Publisher:
         self._withheld: dict[int, list[Rejected]] = {}
         """By message: one that carries several records may have several letters."""
         self._still = StandStill()
-        self._refused_before: dict[tuple[str, Partition, int, int], int] = {}
+        self._released: set[int] = set()
+        """Messages that have waited, and are not judged again."""
+        self._refused_before: dict[tuple[object, ...], int] = {}
         """In transactions: how often a record was refused for its size, by topic and by what it answers."""
         self._sealing: int | None = None
         """The number of the seal that we come to rest for."""
@@ -325,9 +327,10 @@ class Publisher:
     def _publish(self, outcome: Outcome) -> None:
         delivery = outcome.delivery
         if isinstance(outcome, Abandoned) or delivery.lease.ended:
+            self._released.discard(id(delivery))
             self._settle(Settled(delivery, finished=False))
-        elif self._on_broken is not None and self._stands_still(outcome):
-            return
+        elif self._on_broken is not None and delivery.part_of is None and self._stands_still(outcome):
+            return  # judged as a whole: its parts go out together
         elif isinstance(outcome, Several):
             self._gatherings[id(delivery)] = Gathering(delivery, (each.delivery for each in outcome.outcomes))
             for each in outcome.outcomes:
@@ -343,6 +346,9 @@ class Publisher:
         """Whether it waits: for a letter before it, or as a letter of its own is withheld. The records of one message,
         and those of one partition, go out in order."""
         delivery = outcome.delivery
+        if id(delivery) in self._released:
+            self._released.remove(id(delivery))
+            return False
         if not self._still.holds(delivery):
             verdicts = [self._judge(letter) for letter in letters_of(outcome)]
             if Verdict.WITHHOLD not in verdicts:
@@ -409,8 +415,9 @@ class Publisher:
         gone = {id(rejected.delivery.message) for rejected in released}  # a message's letters go together
         self._withheld = {number: letters for number, letters in self._withheld.items() if number not in gone}
         if self._on_broken is not None:
-            self._backlog.extendleft(reversed(self._still.release(which)))
-            self._publish_backlog()
+            freed = self._still.release(which)
+            self._released.update(id(outcome.delivery) for outcome in freed)
+            self._backlog.extendleft(reversed(freed))  # published next; what is being published now comes before
             return
         for rejected in released:
             if rejected.delivery.lease.ended:
@@ -542,8 +549,8 @@ class Publisher:
         self._publish_backlog()
 
 
-def _place(produced: _Produced) -> tuple[str, Partition, int, int]:
-    """Which record this is, also when it is made anew: its topic, and what it answers."""
-    delivery, outcome = produced.outcome.delivery, produced.outcome
-    part = outcome.job.record_index if isinstance(outcome, Labelled) else 0
-    return produced.record.topic, delivery.partition, delivery.offset, part
+def _place(produced: _Produced) -> tuple[object, ...]:
+    """Which record this is, also when it is made anew: its topic, what it answers, whether its value is left out."""
+    delivery, record = produced.outcome.delivery, produced.record
+    part = delivery.header(ORIGIN_RECORD_INDEX)
+    return record.topic, delivery.lease.topic_id, delivery.partition, delivery.offset, part, record.value is None

@@ -268,7 +268,7 @@ class KafkaSource:
                 "librdkafka tells the group's generation in a form that is not known here",
                 remedy="install the confluent-kafka that requirements.lock names",
             )
-        return metadata if generation >= 0 else None
+        return metadata if generation > 0 else None
 
     def _on_commit(self, error: KafkaError | None, results: list[TopicPartition]) -> None:
         sent = self._sent.popleft() if self._sent else {}

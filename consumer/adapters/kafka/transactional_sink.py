@@ -21,7 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from loguru import logger
 
 from consumer.adapters.kafka.translate import authentication_error, delivery_error
-from consumer.errors import EventTooLarge, Fatal, NotAuthorized, TransactionBroken, TransactionFenced
+from consumer.errors import EventTooLarge, Fatal, NotAuthorized, SettingsError, TransactionBroken, TransactionFenced
 from consumer.log import rate_limited
 from consumer.messages import CommitPoint, OutputRecord, Partition
 from consumer.ports import Clock, CommitResult
@@ -166,12 +166,20 @@ class TransactionalSink:
                     self._broken = self._broken or told
                 done(_broken(told))
             except Exception as failure:  # nothing may escape a callback
+                logger.opt(exception=failure).error("a delivery report could not be handled")
                 self._broken = self._broken or failure
                 self._silent = str(failure)
 
         return report
 
     def _serve_reports(self) -> None:
+        try:
+            self._poll_for_reports()
+        except Exception as error:
+            logger.opt(exception=error).error("delivery reports end")
+            self._failure = Fatal(f"delivery reports cannot go on: {error}", remedy="start the replica again")
+
+    def _poll_for_reports(self) -> None:
         while not (self._closing.is_set() and not self._thread.is_alive()):
             try:
                 self._producer.poll(0.1)
@@ -195,7 +203,7 @@ class TransactionalSink:
         """
         self._busy = True
         me = self._group_metadata()
-        self._work.put(lambda: self._end(points, me))
+        self._work.put(lambda: self._end_and_tell(points, me))
 
     @property
     def commit_under_way(self) -> bool:
@@ -246,8 +254,13 @@ class TransactionalSink:
             except Exception as error:
                 logger.opt(exception=error).error("a transaction failed")
                 self._failure = Fatal(f"transactions cannot go on: {error}", remedy="start the replica again")
+
+    def _end_and_tell(self, points: Mapping[Partition, CommitPoint], me: Any) -> None:
+        try:
+            self._end(points, me)
+        finally:
             with self._changed:
-                self._busy = False
+                self._busy = False  # by no other work: a commit may be sent while that ends
                 self._changed.notify_all()
 
     def _end(self, points: Mapping[Partition, CommitPoint], me: Any) -> None:
@@ -330,6 +343,7 @@ class TransactionalSink:
         self._open = False
         self._broken = None
         self._silent = ""
+        self._log_in_refused = None
         self._unresolved = False
 
     def _retrying(self, call: Callable[[], object]) -> None:
@@ -355,6 +369,13 @@ class TransactionalSink:
     def _classified(self, error: KafkaError) -> Exception:
         if error.code() in _FENCED:
             return self._fenced(error)
+        refusal = self._refusal(error)
+        if refusal is not None:
+            return refusal
+        return _MustAbort(error.str()) if error.txn_requires_abort() else _Unknown(error.str())
+
+    def _refusal(self, error: KafkaError) -> Fatal | None:
+        """What no patience mends."""
         if error.code() in _NOT_AUTHORIZED:
             return NotAuthorized(
                 f"the broker refuses transactions of {self._properties['transactional.id']}: {error.str()}",
@@ -365,9 +386,17 @@ class TransactionalSink:
                 f"the broker refuses the group's offsets: {error.str()}",
                 remedy="Read on the group is needed; `ouzel doctor` shows which right is missing",
             )
-        if error.txn_requires_abort():
-            return _MustAbort(error.str())
-        return _Unknown(error.str())
+        if error.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
+            return SettingsError(
+                f"the broker allows no transaction of {self._properties['transaction.timeout.ms']} ms: {error.str()}",
+                remedy="lower transaction.timeout_ms, or raise transaction.max.timeout.ms of the brokers",
+            )
+        if error.code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
+            return SettingsError(
+                f"the broker has no transactions: {error.str()}",
+                remedy='brokers from 2.5 have all that is needed; else delivery.guarantee = "at_least_once"',
+            )
+        return None
 
     def _fenced(self, error: KafkaError) -> Exception:
         """By the broker, as we stood still for longer than the transaction may, or by another replica of our name."""
@@ -379,7 +408,8 @@ class TransactionalSink:
             return TransactionFenced(
                 f"fenced {len(self._fenced_s)} times in ten minutes: another replica uses the transactional.id "
                 f"{self._properties['transactional.id']}",
-                remedy="give each replica its own transaction.id, for example with {hostname}, or leave it empty",
+                remedy="give each replica its own transaction.id, for example with {hostname}, or leave it empty; if "
+                "each has one, they stand still for longer than transaction.timeout_ms",
             )
         return _Unknown(f"fenced: {error.str()}")
 
