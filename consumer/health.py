@@ -61,6 +61,8 @@ class Health:
         waiting_s = publisher.output_waiting_since_s()
         if waiting_s is not None:
             facts["output_waiting_s"] = round(now_s - waiting_s, 3)
+        if pipeline.unresolved:
+            facts["transaction_unresolved"] = True
         if not source.joined:
             return False, {"status": "joining the group", **facts}
         trip = publisher.trip

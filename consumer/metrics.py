@@ -71,6 +71,9 @@ class Metrics:
         self._limit = Gauge(
             "ouzel_dead_letter_limit_reached", "1 while the replica holds for its dead letters.", registry=own
         )
+        self._transaction_unresolved = Gauge(
+            "ouzel_transaction_unresolved", "1 while it is not known how the last transaction ended.", registry=own
+        )
         self._retries = Counter("ouzel_retries", "Attempts after the first one.", ["stage"], registry=own)
         self._rebalances = Counter("ouzel_rebalances", "Changes of the partitions that are ours.", registry=own)
         self._transactions_undone = Counter(
@@ -190,6 +193,10 @@ class Metrics:
     def dead_letter(self, error_class: str) -> None:
         """A dead letter was written; the class is a name of `consumer.errors`, such as `NotAnImage`."""
         self._letters.labels(error_class).inc()
+
+    def transaction_unresolved(self, *, unresolved: bool) -> None:
+        """Whether everything waits for the transaction coordinator."""
+        self._transaction_unresolved.set(1 if unresolved else 0)
 
     def dead_letter_limit(self, *, reached: bool) -> None:
         """Whether the replica holds."""

@@ -198,6 +198,10 @@ class Observer:
         """The group moved partitions."""
         self.metrics.rebalance()
 
+    def transaction_unresolved(self, *, unresolved: bool) -> None:
+        """Whether it is unknown how the last transaction ended, and everything waits."""
+        self.metrics.transaction_unresolved(unresolved=unresolved)
+
     def transaction_undone(self) -> None:
         """A transaction was undone: what it held is done again."""
         self.metrics.transaction_undone()

@@ -115,6 +115,7 @@ class _Ending:
     undoing: bool = False
     undone: set[Partition] = field(default_factory=set)
     """Partitions that go on from what is committed, once it is certain what that is."""
+    told_unresolved: bool = False
     in_a_row: int = 0
     """Transactions that were undone since the last one that was committed."""
     again_at_s: float = 0.0
@@ -265,6 +266,7 @@ class Pipeline:
         self._heed_limit()
         self._commit_when_due()
         self._go_on_after_transaction()
+        self._tell_unresolved()
         self._start_marked()
         self._watch_for_stalls()
         self._observer.turned(self.turned_s, backlog=self._behind and not self.holding, waited_s=self._waited_s)
@@ -833,6 +835,16 @@ class Pipeline:
 
     def _is_unmarked(self, ledger: PartitionLedger) -> bool:
         return ledger.lease.partition in self._unmarked
+
+    @property
+    def unresolved(self) -> bool:
+        """Whether everything waits for the transaction coordinator, as it is unknown how the last transaction ended."""
+        return self._transactions is not None and self._transactions.unresolved
+
+    def _tell_unresolved(self) -> None:
+        if self.unresolved != self._ending.told_unresolved:
+            self._ending.told_unresolved = self.unresolved
+            self._observer.transaction_unresolved(unresolved=self._ending.told_unresolved)
 
     def _is_undoing(self) -> bool:
         return self._ending.undoing

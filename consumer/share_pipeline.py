@@ -210,6 +210,11 @@ class SharePipeline:
         return self._held_for is not None
 
     @property
+    def unresolved(self) -> bool:
+        """A share group has no transactions."""
+        return False
+
+    @property
     def stalled(self) -> frozenset[Partition]:
         """None ever: whether a share group has more for us, its broker alone knows."""
         return frozenset()

@@ -11,7 +11,7 @@ from benchmarks.growth.stream import MODEL, NULL, facts, figures, overrides_of, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GUARANTEES = ("at_least_once", "exactly_once")
+GUARANTEES = ("at_least_once", "exactly_once", "share")
 _MEGAPIXELS = 0.3
 
 

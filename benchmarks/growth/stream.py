@@ -17,7 +17,7 @@ from benchmarks.growth.curve import say
 from benchmarks.harness import ROOT, BirdModel
 from consumer.adapters.bench_clients import Record, Topics
 from consumer.adapters.kafka_admin import KafkaAdmin, TopicPlan
-from consumer.bench.broker import Broker, create_topics, fill_topic, kafka_broker
+from consumer.bench.broker import Broker, configure_groups, create_topics, fill_topic, kafka_broker
 from consumer.bench.service_run import BacklogRun, Names, Service, run_backlog, running_service
 from consumer.bench.workload import Workload, make_workload
 from consumer.errors import BrokerUnreachable
@@ -143,6 +143,8 @@ class Stream:
     def run(self, backlog: Backlog, overrides: Mapping[str, str], course: Course | None = None) -> BacklogRun:
         """The service on the backlog, under a group and an output of its own, which are gone after it."""
         names = self.names(backlog.topic, partitions=backlog.partitions)
+        settings = load_with_sources(None, {**self.broker.overrides, **overrides})[0]
+        configure_groups(settings, [names.group_id])
         with self.service(names, overrides) as service:
 
             def tell(done: int) -> None:
