@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from consumer.errors import DeadLetterLimit, EventTooLarge, NotAuthorized, OutputUnavailable
+from consumer.errors import (
+    DeadLetterLimit,
+    EventTooLarge,
+    NotAuthorized,
+    OutputRefused,
+    OutputUnavailable,
+    RuntimeStuck,
+)
 from consumer.messages import OutputRecord, Partition
 from tests.fakes import FakeSink, FakeTransactionalSink
 from tests.unit.test_pipeline import A, B, Rig, _nothing_left
@@ -67,6 +74,8 @@ def rig(make_rig: Callable[..., Held]) -> Held:
 
 
 def test_events_letters_and_offsets_are_seen_together(rig: Held) -> None:
+    sent: list[object] = []
+    rig.source.commit = sent.append  # type: ignore[method-assign]
     rig.cluster.send(A, b"1", b"2", b"bad", None, b"3", key=b"k")
     rig.cluster.send(B, b"1", b"2")
     rig.own(A, B)
@@ -76,7 +85,8 @@ def test_events_letters_and_offsets_are_seen_together(rig: Held) -> None:
     _nothing_left(rig)
     rig.stop()
     assert rig.error is None
-    assert not rig.source.cluster.commits or not rig.source._sent, "the source itself commits nothing"
+    assert rig.source._landed == 0
+    assert not sent, "the source itself commits nothing"
 
 
 def test_what_is_done_out_of_order_waits_for_what_is_before_it_in_its_partition(rig: Held) -> None:
@@ -232,15 +242,20 @@ def test_partitions_that_are_lost_take_the_open_transaction_with_them(rig: Held)
 
 
 def test_a_letter_that_is_withheld_holds_back_its_partition_and_no_other(rig: Held) -> None:
-    rig.cluster.send(A, b"fake://images/absent", b"fake://images/absent", b"1")  # two in a row reach the limit
-    rig.own(A)
+    absent = b"fake://images/absent"
+    rig.decoder.gate.clear()
+    rig.cluster.send(B, b"1")
+    rig.own(A, B)
+    rig.until(lambda: rig.pipeline._in_flight() == 1, "the other partition's image to be on its way")
+    rig.cluster.send(A, absent, absent, absent, absent)  # two in a row reach the limit
     rig.until(lambda: rig.pipeline.holding, "the limit")
-    rig.turns(4)
-    assert rig.committed(A) == 1
+    rig.decoder.gate.set()
+    rig.until_committed(B, 1)
+    rig.until_committed(A, 1)
     assert rig.seen(A) == [0]
-    rig.pipeline.resume()
-    rig.until_committed(A, 3)
-    assert rig.seen(A) == [0, 1, 2]
+    rig.pipeline.resume()  # once: what has waited is not judged again
+    rig.until_committed(A, 4)
+    assert rig.seen(A) == [0, 1, 2, 3]
     _nothing_left(rig)
 
 
@@ -293,3 +308,52 @@ def test_a_process_that_ends_at_the_limit_commits_what_is_done_and_why_it_ended(
     assert isinstance(rig.ended(), DeadLetterLimit)
     assert (rig.committed(A), rig.note(A).trip) == (2, "system")
     assert rig.seen(A) == [0, 1]
+
+
+def test_a_limit_that_is_reached_within_a_message_holds_back_all_of_it(rig: Held) -> None:
+    rig.cluster.send(A, b"fake://images/absent|fake://images/absent|1", b"2")
+    rig.own(A)
+    rig.until(lambda: rig.pipeline.holding, "the limit")
+    rig.turns(4)
+    assert (rig.sink.handed_over, rig.committed(A)) == ([], 0)
+    rig.pipeline.resume()
+    rig.until_committed(A, 2)
+    assert len(rig.sink.written) == 4
+    assert not rig.publisher._withheld
+
+
+def test_a_letter_that_the_broker_finds_too_large_goes_without_its_value(rig: Held) -> None:
+    rig.sink.answers = lambda record: (
+        EventTooLarge("too large") if record.topic == "images.dlq" and record.value is not None else None
+    )
+    rig.cluster.send(A, b"1", b"malformed", b"2")
+    rig.own(A)
+    rig.until_committed(A, 3)
+    assert rig.seen(A) == [0, 1, 2]
+    assert [record.value for record in rig.sink.written if record.topic == "images.dlq"] == [None]
+
+
+def test_a_revoke_that_fails_commits_nothing_of_what_goes_away(rig: Held) -> None:
+    rig.sink.answers = lambda _: FakeSink.HOLD
+    rig.cluster.send(A, b"1")
+    rig.own(A)
+    rig.sink.wait(lambda: len(rig.sink.held) == 1, "the record to be under way")
+    error = RuntimeStuck("stuck", remedy="none")
+
+    def stuck() -> None:
+        raise error
+
+    rig.flow.tick = stuck  # type: ignore[method-assign]
+    rig.source.revoke(A)
+    assert rig.ended() is error
+    assert (rig.seen(A), rig.committed(A)) == ([], 0)
+
+
+def test_transactions_that_never_end_end_the_process(rig: Held) -> None:
+    rig.own(A)
+    rig.until_committed(A, 0)
+    rig.ends.ends.extend(["abort"] * 100)
+    rig.cluster.send(A, b"1")
+    rig.until(lambda: rig.clock.advance(5.0) or not rig.thread.is_alive(), "the end")
+    assert isinstance(rig.ended(), OutputRefused)
+    assert rig.seen(A) == []
