@@ -75,7 +75,7 @@ def rig(make_rig: Callable[..., Held]) -> Held:
 
 def test_events_letters_and_offsets_are_seen_together(rig: Held) -> None:
     sent: list[object] = []
-    rig.source.commit = sent.append  # type: ignore[method-assign]
+    rig.source.commit = sent.append  # type: ignore[method-assign,assignment]
     rig.cluster.send(A, b"1", b"2", b"bad", None, b"3", key=b"k")
     rig.cluster.send(B, b"1", b"2")
     rig.own(A, B)
@@ -354,6 +354,11 @@ def test_transactions_that_never_end_end_the_process(rig: Held) -> None:
     rig.until_committed(A, 0)
     rig.ends.ends.extend(["abort"] * 100)
     rig.cluster.send(A, b"1")
-    rig.until(lambda: rig.clock.advance(5.0) or not rig.thread.is_alive(), "the end")
+
+    def has_ended() -> bool:
+        rig.clock.advance(5.0)
+        return not rig.thread.is_alive()
+
+    rig.until(has_ended, "the end")
     assert isinstance(rig.ended(), OutputRefused)
     assert rig.seen(A) == []
