@@ -357,7 +357,7 @@ class TransactionFenced(Fatal):
 
 class Stalled(Fatal):
     """A partition stands still though the broker has more of it and nothing is known to be away; neither beginning it
-    anew nor joining the group again helped."""
+    anew nor joining the group again helped. Or a call about a transaction does not come back."""
 
     exit_code = 17
 

@@ -21,7 +21,15 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from loguru import logger
 
 from consumer.adapters.kafka.translate import authentication_error, delivery_error
-from consumer.errors import EventTooLarge, Fatal, NotAuthorized, SettingsError, TransactionBroken, TransactionFenced
+from consumer.errors import (
+    EventTooLarge,
+    Fatal,
+    NotAuthorized,
+    SettingsError,
+    Stalled,
+    TransactionBroken,
+    TransactionFenced,
+)
 from consumer.log import rate_limited
 from consumer.messages import CommitPoint, OutputRecord, Partition
 from consumer.ports import Clock, CommitResult
@@ -30,6 +38,8 @@ Done = Callable[[Exception | None], None]
 
 _CALL_S = 5.0
 """For one call into librdkafka; it is repeated where that is allowed."""
+_STUCK_S = 30.0
+"""A call that has not come back for so long never does: it was given `_CALL_S`, and cannot be cancelled."""
 _END_S = 30.0
 """For all calls that end one transaction; past it nobody knows how it ended."""
 _TRY_AGAIN_S = 0.5
@@ -71,6 +81,7 @@ class TransactionalSink:
         self._broken: Exception | None = None
         self._number = 0
         """Of the transaction: what is reported of an older one's records says nothing of this."""
+        self._calling_since_s: float | None = None
         self._silent = ""
         """Why reports may be missing, where they may."""
         self._answer: CommitResult | None = None
@@ -214,10 +225,18 @@ class TransactionalSink:
         """See the port.
 
         Raises:
-            TransactionFenced, NotAuthorized: nothing can be committed any more.
+            TransactionFenced, NotAuthorized, SettingsError: nothing can be committed any more.
+            Stalled: librdkafka does not come back from a call.
         """
         if self._failure is not None:
             raise self._failure
+        since_s = self._calling_since_s
+        if since_s is not None and self._clock.monotonic_s() - since_s > _STUCK_S:
+            raise Stalled(
+                f"a call of librdkafka about a transaction has not come back for {_STUCK_S:g} s, though it was given "
+                f"{_CALL_S:g}",
+                remedy="start again, as a supervisor does: what was open is undone by the broker, and done again",
+            )
         answer, self._answer = self._answer, None
         if answer is None and self._silent and not self._busy and not self.unresolved:
             return CommitResult({}, {}, undone=self._silent)
@@ -354,6 +373,7 @@ class TransactionalSink:
         """
         deadline_s = self._clock.monotonic_s() + _END_S
         while True:
+            self._calling_since_s = self._clock.monotonic_s()
             try:
                 call()
             except SystemError as error:  # of two calls that meet one fatal error
@@ -365,6 +385,8 @@ class TransactionalSink:
                 self._closing.wait(0.02)
             else:
                 return
+            finally:
+                self._calling_since_s = None
 
     def _classified(self, error: KafkaError) -> Exception:
         if error.code() in _FENCED:
