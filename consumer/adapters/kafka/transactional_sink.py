@@ -38,8 +38,11 @@ Done = Callable[[Exception | None], None]
 
 _CALL_S = 5.0
 """For one call into librdkafka; it is repeated where that is allowed."""
-_STUCK_S = 30.0
-"""A call that has not come back for so long never does: it was given `_CALL_S`, and cannot be cancelled."""
+_STUCK_S = 15.0
+"""A call that has not come back for so long may never do: `send_offsets_to_transaction` ignores its time-out where the
+group's coordinator goes away (librdkafka#5456, #5511). It cannot be cancelled."""
+_SURE_S = 2.0
+"""... and has not come back in this time of ours either: a process that was stopped finds its clock far ahead."""
 _END_S = 30.0
 """For all calls that end one transaction; past it nobody knows how it ended."""
 _TRY_AGAIN_S = 0.5
@@ -82,6 +85,8 @@ class TransactionalSink:
         self._number = 0
         """Of the transaction: what is reported of an older one's records says nothing of this."""
         self._calling_since_s: float | None = None
+        self._stuck = (0.0, 0.0)
+        """The call that seems to be, by when it began, and since when it seems so."""
         self._silent = ""
         """Why reports may be missing, where they may."""
         self._answer: CommitResult | None = None
@@ -230,17 +235,24 @@ class TransactionalSink:
         """
         if self._failure is not None:
             raise self._failure
-        since_s = self._calling_since_s
-        if since_s is not None and self._clock.monotonic_s() - since_s > _STUCK_S:
-            raise Stalled(
-                f"a call of librdkafka about a transaction has not come back for {_STUCK_S:g} s, though it was given "
-                f"{_CALL_S:g}",
-                remedy="start again, as a supervisor does: what was open is undone by the broker, and done again",
-            )
+        self._check_call()
         answer, self._answer = self._answer, None
         if answer is None and self._silent and not self._busy and not self.unresolved:
             return CommitResult({}, {}, undone=self._silent)
         return answer
+
+    def _check_call(self) -> None:
+        since_s, now_s = self._calling_since_s, self._clock.monotonic_s()
+        if since_s is None or now_s - since_s < _STUCK_S:
+            return
+        if self._stuck[0] != since_s:
+            self._stuck = since_s, now_s
+        elif now_s - self._stuck[1] > _SURE_S:
+            raise Stalled(
+                f"a call of librdkafka about a transaction has not come back for {now_s - since_s:.0f} s, though it was "
+                f"given {_CALL_S:g}",
+                remedy="start again, as a supervisor does: the broker undoes what was open, and it is done again",
+            )
 
     def confirm_commit(self, points: Mapping[Partition, CommitPoint], timeout_s: float) -> bool:  # noqa: ARG002
         """See the port. It holds, or holds not, as a whole."""
