@@ -249,8 +249,8 @@ class TransactionalSink:
             self._stuck = since_s, now_s
         elif now_s - self._stuck[1] > _SURE_S:
             raise Stalled(
-                f"a call of librdkafka about a transaction has not come back for {now_s - since_s:.0f} s, though it had "
-                f"{_CALL_S:g}",
+                f"a call of librdkafka about a transaction, given {_CALL_S:g} s, has not come back for "
+                f"{now_s - since_s:.0f} s",
                 remedy="start again, as a supervisor does: the broker undoes what was open, and it is done again",
             )
 
