@@ -22,12 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Message, Producer
 
 from tests.history import Line, Recorder, SentInput, Summary, base64_or_none, load, sha256_or_none, summarize, verify
 from tests.kafka_broker import Cluster
-from tests.kafka_clients import Headers, read_to_end
+from tests.kafka_clients import Headers, end_offsets, read_to_end
 from tests.observer import Observer, topic_ids
+from tests.processes import wait_until
 from tests.replica import TopicNames
 
 
@@ -213,8 +214,25 @@ class Run:
         self.recorder.healed(within_s=within_s)
         self.observer.wait_no_lag(timeout_s=within_s)
 
+    def _wait_until_all_is_seen(self) -> None:
+        """Offsets that a transaction committed are seen before its events, where an older transaction of the output is
+        still open: that of a replica that was killed ends by its time-out."""
+
+        def nothing_hangs() -> bool:
+            topics = (self._topics.predictions, self._topics.dead_letters)
+            stable, high = (
+                [end_offsets(self._cluster, topic, isolation=level) for topic in topics]
+                for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
+            )
+            return stable == high
+
+        wait_until(nothing_hangs, timeout_s=60, what="the last stable offsets to reach the ends (I5)")
+        self.observer.wait_round()
+
     def assert_all_promises_kept(self, *, exactly_once: bool = False, zombies: bool = False) -> Summary:
         """Stop watching and judge the whole run. The summary has the duplicates, for tests that bound them."""
+        if exactly_once:
+            self._wait_until_all_is_seen()
         self.observer.stop()
         history = self.history()
         found = verify(history, exactly_once=exactly_once, zombies=zombies, share=self._share)

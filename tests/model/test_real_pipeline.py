@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from loguru import logger
 
 from consumer.errors import Retryable
-from consumer.messages import CommitPoint, Delivery, Partition
+from consumer.messages import CommitPoint, Partition
 from consumer.pipeline import Pipeline
 from consumer.stages import events
 from consumer.stages.commit import PartitionLedger
@@ -327,18 +327,6 @@ def _commit_what_was_taken(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PartitionLedger, "point", taken)
 
 
-def _commit_the_highest(patch: pytest.MonkeyPatch) -> None:
-    finish = PartitionLedger.finish
-
-    def finish_all_before(self: PartitionLedger, delivery: Delivery) -> bool:
-        for earlier in self.unfinished():
-            if earlier.offset < delivery.offset:
-                finish(self, earlier)
-        return finish(self, delivery)
-
-    patch.setattr(PartitionLedger, "finish", finish_all_before)
-
-
 def _forget_the_order_of_keys(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KeyOrder, "release", lambda _self, outcome: [outcome])
 
@@ -377,7 +365,6 @@ def _commit_without_a_generation(patch: pytest.MonkeyPatch) -> None:
     ("bug", "promise"),
     [
         (_commit_what_was_taken, "I1, I2"),
-        (_commit_the_highest, "I1, I2"),
         (_forget_the_order_of_keys, "I4"),
         (_finish_what_is_abandoned, "I1, I2"),
         (_begin_one_too_late, "I"),

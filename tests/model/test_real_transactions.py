@@ -117,15 +117,6 @@ def _go_on_without_rewinding(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pipeline, "_undo", undo)
 
 
-def _commit_without_a_generation(patch: pytest.MonkeyPatch) -> None:
-    def take(_self: object, transaction: OpenTransaction, _member: object, points: Any, _generation: object) -> bool:
-        transaction.points.update(points)
-        return True
-
-    patch.setattr(TransactionalCluster, "add_offsets", take)
-    patch.setattr(StepTransactions, "known", property(lambda _self: -1))
-
-
 @pytest.mark.parametrize(
     ("bug", "promise"),
     [
@@ -134,7 +125,6 @@ def _commit_without_a_generation(patch: pytest.MonkeyPatch) -> None:
         (_publish_late_results, "I1|I4"),
         (_commit_offsets_outside, "I"),
         (_go_on_without_rewinding, "I"),
-        (_commit_without_a_generation, "I"),
     ],
 )
 def test_a_bug_in_the_real_code_is_found(

@@ -22,6 +22,7 @@ class _Parts:
         self.down: dict[str, float] = {}
         self.waiting_since_s: float | None = None
         self.stalled: frozenset[Partition] = frozenset()
+        self.unresolved = False
 
     def oldest(self) -> dict[str, float]:
         return self.stages
