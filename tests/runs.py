@@ -213,6 +213,7 @@ class Run:
             return
         self.recorder.healed(within_s=within_s)
         self.observer.wait_no_lag(timeout_s=within_s)
+        self._wait_until_all_is_seen()
 
     def _wait_until_all_is_seen(self) -> None:
         """Offsets that a transaction committed are seen before its events, where an older transaction of the output is
@@ -231,8 +232,6 @@ class Run:
 
     def assert_all_promises_kept(self, *, exactly_once: bool = False, zombies: bool = False) -> Summary:
         """Stop watching and judge the whole run. The summary has the duplicates, for tests that bound them."""
-        if exactly_once:
-            self._wait_until_all_is_seen()
         self.observer.stop()
         history = self.history()
         found = verify(history, exactly_once=exactly_once, zombies=zombies, share=self._share)
