@@ -305,7 +305,7 @@ class Pipeline:
     def _poll_s(self) -> float:
         if self._unmarked or self._ending.sealing:
             return _POLL_FOR_ANSWER_S
-        if self._transactions is not None and (self._in_flight() or self._transactions.unresolved):
+        if self._transactions is not None and (self._in_flight() or self.unresolved):
             return _POLL_IN_TRANSACTION_S
         return _POLL_S
 
@@ -441,7 +441,7 @@ class Pipeline:
 
     def _begin_pending(self) -> None:
         """Send the question where partitions begin, for those whose time has come."""
-        if self._transactions is not None and self._transactions.unresolved:
+        if self.unresolved:
             return
         now_s = self._clock.monotonic_s()
         due = [partition for partition, at_s in self._ask_at_s.items() if at_s <= now_s]
@@ -674,7 +674,7 @@ class Pipeline:
         """Whether it is known what the partition waits for: a person, a quota, a store, the output, the model."""
         if self.holding or self._source.throttled_until_s > self.turned_s:
             return True
-        if self._transactions is not None and (self._transactions.unresolved or self._ending.undoing):
+        if self.unresolved or self._ending.undoing:
             return True
         ledger = self._ledgers.get(partition)
         if ledger is None:  # where to begin is being asked for
@@ -865,6 +865,12 @@ class Pipeline:
         self._ending.to_commit = False
         return True
 
+    def _seals_within(self, transactions: Transactions, timeout_s: float) -> bool:
+        """Whether `_all_is_sealed`, waiting up to so many seconds."""
+        if self._all_is_sealed(transactions):
+            return True
+        return self._publisher.wait_sealed(timeout_s) and self._all_is_sealed(transactions)
+
     def _go_on_after_transaction(self) -> None:
         """Publish again once a transaction has ended, either way; after one that was undone begin anew."""
         transactions = self._transactions
@@ -916,9 +922,7 @@ class Pipeline:
         """Commit what is finished of all partitions, and see it land, before some of them go away; else undo it."""
         committed = not transactions.commit_under_way or self._sees_committed(self._sent[0], deadline_s)
         if committed and not transactions.unresolved:
-            committed = self._all_is_sealed(transactions) or (
-                self._publisher.wait_sealed(self._left_s(deadline_s)) and self._all_is_sealed(transactions)
-            )
+            committed = self._seals_within(transactions, self._left_s(deadline_s))
         if committed and not transactions.unresolved:
             points = self._commit(self._ledgers.values())
             committed = not points or self._sees_committed(points, deadline_s)
@@ -932,9 +936,7 @@ class Pipeline:
             return
         try:
             deadline_s = self._clock.monotonic_s() + _LAST_TRANSACTION_S
-            if self._all_is_sealed(transactions) or (
-                self._publisher.wait_sealed(_LAST_TRANSACTION_S) and self._all_is_sealed(transactions)
-            ):
+            if self._seals_within(transactions, _LAST_TRANSACTION_S):
                 self._sees_committed(self._commit(self._ledgers.values()), deadline_s)
         except Exception as error:
             logger.warning("the last transaction is given up, its images will be labelled again: {}", error)

@@ -22,6 +22,9 @@ _AGAIN_S = 0.2
 CLIENT_LOG = logging.getLogger("librdkafka")
 CLIENT_LOG.addHandler(logging.NullHandler())
 
+PRODUCER_FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
+"""Another producer of the same `transactional.id` took over, or the broker gave the transaction up."""
+
 _UNREACHABLE = frozenset(
     {
         KafkaError._TRANSPORT,

@@ -19,9 +19,27 @@ from consumer.ports import Clock
 
 Done = Callable[[Exception | None], None]
 
-_CALL_ERRORS = (KafkaException, SystemError)
+CALL_ERRORS = (KafkaException, SystemError)
+"""What any call into a producer may raise once that has failed for good; SystemError where two calls meet one error."""
 _MAX_NEW_PRODUCERS = 3
 _NEW_PRODUCERS_WINDOW_S = 600.0
+
+
+def hand_over(
+    producer: Producer, record: OutputRecord, on_delivery: Callable[[KafkaError | None, Message], None]
+) -> bool:
+    """Give a record to librdkafka; False where its queue is full. Raises KafkaException where it is refused at once."""
+    try:
+        producer.produce(
+            record.topic,
+            value=record.value,
+            key=record.key,
+            headers=list(record.headers),
+            on_delivery=on_delivery,
+        )
+    except BufferError:
+        return False
+    return True
 
 
 class KafkaSink:
@@ -67,20 +85,14 @@ class KafkaSink:
         number = self._last_number
         self._unreported[number] = done
         try:
-            self._producer.produce(
-                record.topic,
-                value=record.value,
-                key=record.key,
-                headers=list(record.headers),
-                on_delivery=self._reporter(record.topic, number),
-            )
-        except BufferError:
-            del self._unreported[number]
-            return False
+            taken = hand_over(self._producer, record, self._reporter(record.topic, number))
         except KafkaException as error:
             del self._unreported[number]
             done(delivery_error(error.args[0], record.topic))
-        return True
+            return True
+        if not taken:
+            del self._unreported[number]
+        return taken
 
     def _reporter(self, topic: str, number: int) -> Callable[[KafkaError | None, Message], None]:
         def report(error: KafkaError | None, _message: Message) -> None:
@@ -102,7 +114,7 @@ class KafkaSink:
         while not self._closing.is_set():
             try:
                 self._producer.poll(0.1)
-            except _CALL_ERRORS as error:
+            except CALL_ERRORS as error:
                 self._fatal = self._fatal or error
             if self._fatal is not None:
                 self._renew()
@@ -135,7 +147,7 @@ class KafkaSink:
                 self._renewals_s.popleft()
             logger.error("the producer failed, a new one takes over: {}", error)
             old, self._producer = self._producer, self._new_producer()
-            with suppress(*_CALL_ERRORS):
+            with suppress(*CALL_ERRORS):
                 old.purge()
                 old.flush(5)
             for number in list(self._unreported):

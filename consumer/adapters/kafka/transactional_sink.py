@@ -20,7 +20,9 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from loguru import logger
 
+from consumer.adapters.kafka.sink import CALL_ERRORS, Done, hand_over
 from consumer.adapters.kafka.translate import authentication_error, delivery_error
+from consumer.adapters.librdkafka import PRODUCER_FENCED
 from consumer.errors import (
     EventTooLarge,
     Fatal,
@@ -34,8 +36,6 @@ from consumer.log import rate_limited
 from consumer.messages import CommitPoint, OutputRecord, Partition
 from consumer.ports import Clock, CommitResult
 
-Done = Callable[[Exception | None], None]
-
 _CALL_S = 5.0
 """For one call into librdkafka; it is repeated where that is allowed."""
 _STUCK_S = 15.0
@@ -48,12 +48,8 @@ _END_S = 30.0
 _TRY_AGAIN_S = 0.5
 _MOST_FENCED = 10
 _FENCED_WINDOW_S = 600.0
-_FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 _NOT_AUTHORIZED = frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 _GROUP_NOT_AUTHORIZED = frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED})
-
-
-_CALL_ERRORS = (KafkaException, SystemError)
 
 
 class _MustAbort(Exception):
@@ -137,7 +133,7 @@ class TransactionalSink:
         try:
             self._producer.purge()
             self._producer.abort_transaction(timeout_s)
-        except _CALL_ERRORS as error:
+        except CALL_ERRORS as error:
             logger.warning("the last transaction is not aborted, readers wait until it times out: {}", error)
 
     def _begin(self) -> None:
@@ -151,15 +147,7 @@ class TransactionalSink:
     def _produce(self, record: OutputRecord, done: Done) -> bool:
         """False where librdkafka's queue is full: the record waits its turn."""
         try:
-            self._producer.produce(
-                record.topic,
-                value=record.value,
-                key=record.key,
-                headers=list(record.headers),
-                on_delivery=self._reporter(record.topic, done),
-            )
-        except BufferError:
-            return False
+            return hand_over(self._producer, record, self._reporter(record.topic, done))
         except KafkaException as error:
             told = delivery_error(error.args[0], record.topic)
             if isinstance(told, EventTooLarge):
@@ -167,7 +155,7 @@ class TransactionalSink:
             else:
                 self._broken = told
                 done(_broken(told))
-        return True
+            return True
 
     def _reporter(self, topic: str, done: Done) -> Callable[[KafkaError | None, Message], None]:
         number = self._number
@@ -199,7 +187,7 @@ class TransactionalSink:
         while not (self._closing.is_set() and not self._thread.is_alive()):
             try:
                 self._producer.poll(0.1)
-            except _CALL_ERRORS as error:
+            except CALL_ERRORS as error:
                 with self._lock:
                     self._broken = self._broken or error
                     self._silent = str(error)
@@ -365,7 +353,7 @@ class TransactionalSink:
         with self._lock:
             self._overflow.clear()
             old, self._producer = self._producer, self._new_producer()
-        with suppress(*_CALL_ERRORS):
+        with suppress(*CALL_ERRORS):
             old.purge()
             old.flush(1)
 
@@ -401,7 +389,7 @@ class TransactionalSink:
                 self._calling_since_s = None
 
     def _classified(self, error: KafkaError) -> Exception:
-        if error.code() in _FENCED:
+        if error.code() in PRODUCER_FENCED:
             return self._fenced(error)
         refusal = self._refusal(error)
         if refusal is not None:

@@ -30,6 +30,7 @@ from consumer.adapters.kafka_tools.clients import (
 )
 from consumer.adapters.kafka_tools.letters import Letter
 from consumer.adapters.kafka_tools.reading import read_to_end
+from consumer.adapters.librdkafka import PRODUCER_FENCED
 from consumer.errors import Fatal, OutputRefused, ReplayFenced
 from consumer.names import replay_marker_topic, replay_transactional_id
 
@@ -37,7 +38,6 @@ TRANSACTION_TIMEOUT_MS = 30_000
 """How long a killed replay may hold back read_committed readers of the input topic."""
 
 _ATTEMPTS = 5
-_FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 _PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 _RECORD_REFUSED = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD})
 """The broker does not take this very record (or one in its batch), however often it is sent."""
@@ -255,7 +255,7 @@ class Replayer:
                 return
 
     def _classified(self, error: KafkaError) -> Exception:
-        if error.code() in _FENCED:
+        if error.code() in PRODUCER_FENCED:
             return ReplayFenced(
                 f"another replay of {self._dead_letter_topic} took over (or this one stood still for more than "
                 f"{TRANSACTION_TIMEOUT_MS // 1000} s)",
