@@ -36,7 +36,7 @@ from consumer.memory import available_bytes
 from consumer.messages import Outcome, Partition
 from consumer.metrics import Metrics
 from consumer.observer import Observer
-from consumer.pipeline import Pipeline, Rules
+from consumer.pipeline import Pipeline
 from consumer.ports import (
     Clock,
     EventEncoder,
@@ -49,6 +49,7 @@ from consumer.ports import (
     Transactions,
 )
 from consumer.roofline_meter import calibrate
+from consumer.rules import Rules
 from consumer.settings import Settings
 from consumer.settings_tables import FetchCacheSettings, HttpStoreSettings
 from consumer.share_pipeline import SharePipeline, ShareRules

@@ -3,9 +3,8 @@
 from typing import Any
 
 from consumer.flow import Flow
-from consumer.pipeline import Pipeline
+from consumer.owner import Owner
 from consumer.ports import Clock, MessageSource, ShareSource
-from consumer.share_pipeline import SharePipeline
 from consumer.stages.publish import Publisher
 
 Answer = tuple[bool, dict[str, Any]]
@@ -18,11 +17,11 @@ class Health:
         self._clock = clock
         self._loop_deadline_s = loop_deadline_s
         self._stage_deadline_s = stage_deadline_s
-        self._parts: tuple[Pipeline | SharePipeline, Flow, Publisher, MessageSource | ShareSource] | None = None
+        self._parts: tuple[Owner[Any], Flow, Publisher, MessageSource | ShareSource] | None = None
 
     def attach(
         self,
-        pipeline: Pipeline | SharePipeline,
+        pipeline: Owner[Any],
         flow: Flow,
         publisher: Publisher,
         source: MessageSource | ShareSource,

@@ -13,25 +13,24 @@ Nothing is published for a message whose lock has lapsed (`messages.LockLease`):
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loguru import logger
 
-from consumer.errors import BrokerUnreachable, DeadLetterLimit, DeliveriesExhausted, TopicMissing
+from consumer.errors import DeadLetterLimit, DeliveriesExhausted
 from consumer.flow import Flow
 from consumer.messages import Delivery, Lease, LeaseState, LockLease, Partition, Rejected
 from consumer.observer import Observer
+from consumer.owner import ASK_AGAIN_S, Answer, Crash, Owner
 from consumer.ports import Clock, GroupView, ShareMember, ShareSource, TopicFacts
-from consumer.stages.dead_letter_limit import Trip
+from consumer.stages.absences import Absences
 from consumer.stages.intake import ByteBudget, Intake
 from consumer.stages.publish import Publisher, Settled
 
 _POLL_S = 0.25
 _TURN_S = 0.1
 _DRAIN_STEP_S = 0.02
-_ASK_AGAIN_S = 1.0
 _GATHER_S = 0.005
 """For how long a member waits for more to acknowledge at once: label events come a batch at a time."""
 _ANSWER_S = 10.0
@@ -64,22 +63,9 @@ class ShareRules:
 
 
 @dataclass(frozen=True, slots=True)
-class _Crash:
-    error: BaseException
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    then: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
 class _Polled:
     seat: "_Seat"
     deliveries: Sequence[Delivery]
-
-
-_Item = Settled | _Crash | _Answer | _Polled
 
 
 class _Seat:
@@ -137,8 +123,9 @@ class _Seat:
             self._member.release(unfinished, _ANSWER_S)
 
 
-class SharePipeline:
-    """Owns the members. The same face as `pipeline.Pipeline`."""
+class SharePipeline(Owner[_Polled]):
+    """Owns the members. No partition is ever `stalled`: whether a share group has more for us, its broker alone
+    knows."""
 
     def __init__(
         self,
@@ -151,21 +138,19 @@ class SharePipeline:
         observer: Observer,
         rules: ShareRules,
     ) -> None:
+        super().__init__(clock)
         self._view = view
         self._intake = intake
         self._budget = budget
-        self._clock = clock
         self.observer = observer
         self._rules = rules
         self._flow: Flow
         self._publisher: Publisher
-        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._questions = ThreadPoolExecutor(1, thread_name_prefix="questions")
         self._seats = [_Seat(number, member, self) for number, member in enumerate(source.members)]
         self._in_hand: dict[int, tuple[Delivery, _Seat]] = {}
         self._epochs = itertools.count(1)
         self._topic_ids: dict[str, str] = {}
-        self._missing_since_s: dict[str, float] = {}
+        self._absences = Absences(rules.topic_gone_s)
         self._highest: dict[tuple[int, Partition], int] = {}
         """By member: the offset handed out last for the first time."""
         self._unsure: list[_Polled] = []
@@ -175,57 +160,13 @@ class SharePipeline:
         self._metadata_at_s = 0.0
         self._trouble_until_s = 0.0
         self._empty_s = clock.monotonic_s()
-        self._held_for: Trip | None = None
-        # Plain flags: a signal handler runs in the owner's thread, which may be inside the lock of an Event.
-        self._stop = False
-        self._resume = False
         self.gate = threading.Event()
         """Set while members may poll."""
         self._ended = False
         self.leaving = False
         """Whether members are to leave the group."""
-        self.finished = False
-        """A share group has no range, and is never through."""
-        self.turned_s = clock.monotonic_s()
-        """Monotonic second of the loop's last turn."""
 
-    # --- from other threads, and from signal handlers ---------------------------------------------------------------
-
-    def stop(self) -> None:
-        """Finish what is in flight, release the rest, leave the group."""
-        self._stop = True
-
-    @property
-    def stopping(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stop
-
-    def resume(self) -> None:
-        """Go on after the dead-letter limit."""
-        self._resume = True
-
-    @property
-    def holding(self) -> bool:
-        """Whether the dead-letter limit holds the replica."""
-        return self._held_for is not None
-
-    @property
-    def unresolved(self) -> bool:
-        """A share group has no transactions."""
-        return False
-
-    @property
-    def stalled(self) -> frozenset[Partition]:
-        """None ever: whether a share group has more for us, its broker alone knows."""
-        return frozenset()
-
-    def settled(self, settled: Settled) -> None:
-        """The publisher's word on one delivery."""
-        self._inbox.put(settled)
-
-    def crashed(self, error: BaseException) -> None:
-        """A thread cannot go on."""
-        self._inbox.put(_Crash(error))
+    # --- from the members' threads ------------------------------------------------------------------------------------
 
     def polled(self, seat: _Seat, deliveries: Sequence[Delivery]) -> None:
         """A member has these."""
@@ -244,7 +185,7 @@ class SharePipeline:
             now_s=self._clock.monotonic_s,
         )
 
-    # --- the loop ---------------------------------------------------------------------------------------------------
+    # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self, flow: Flow, publisher: Publisher) -> None:
         """Until `stop`. The model is warm when this is called.
@@ -283,19 +224,19 @@ class SharePipeline:
         except queue.Empty:
             return
 
-    def _accept(self, item: _Item) -> None:
+    def _accept(self, item: Settled | Crash | Answer | _Polled) -> None:
         if isinstance(item, Settled):
             self._settle(item)
         elif isinstance(item, _Polled):
             self._receive(item)
         elif self._ended:
             return
-        elif isinstance(item, _Answer):
+        elif isinstance(item, Answer):
             item.then()
         else:
             raise item.error
 
-    # --- messages ---------------------------------------------------------------------------------------------------
+    # --- messages -----------------------------------------------------------------------------------------------------
 
     def _receive(self, polled: _Polled) -> None:
         """Begin with these, unless they may be of another topic than we think: what a member is handed for the first
@@ -354,7 +295,7 @@ class SharePipeline:
             self._trouble_until_s = self._clock.monotonic_s() + _TROUBLE_LOCKS * self._rules.lock_duration_s
         known[1].settled(settled)
 
-    # --- may members poll? ------------------------------------------------------------------------------------------
+    # --- may members poll? --------------------------------------------------------------------------------------------
 
     def _let_poll(self) -> None:
         room = self._intake.room(len(self._in_hand), self._budget.used_bytes)
@@ -385,7 +326,7 @@ class SharePipeline:
             )
         self._held_for = trip
 
-    # --- topics that change -----------------------------------------------------------------------------------------
+    # --- topics that change -------------------------------------------------------------------------------------------
 
     def _check_topics(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -394,34 +335,20 @@ class SharePipeline:
         self._metadata_at_s = now_s + self._rules.metadata_interval_s
         self._asking = True
         self._asked_for, self._unsure = self._unsure, []
-
-        def ask() -> None:
-            try:
-                found = self._view.topics(self._rules.topics)
-            except BrokerUnreachable as error:
-                logger.warning("{}", error)
-                self._inbox.put(_Answer(self._ask_topics_again))
-            except BaseException as error:
-                self._inbox.put(_Crash(error))
-            else:
-                self._inbox.put(_Answer(lambda: self._compare_topics(found)))
-
-        self._questions.submit(ask)
+        self._questions.ask(lambda: self._view.topics(self._rules.topics), self._compare_topics, self._ask_topics_again)
 
     def _ask_topics_again(self) -> None:
         self._asking = False
         self._unsure, self._asked_for = [*self._asked_for, *self._unsure], []
-        self._metadata_at_s = min(self._metadata_at_s, self._clock.monotonic_s() + _ASK_AGAIN_S)
+        self._metadata_at_s = min(self._metadata_at_s, self._clock.monotonic_s() + ASK_AGAIN_S)
 
     def _compare_topics(self, found: Mapping[str, TopicFacts]) -> None:
         self._asking = False
         now_s = self._clock.monotonic_s()
         for name in self._rules.topics:
+            self._absences.note(name, there=name in found, now_s=now_s)
             if name in found:
-                self._missing_since_s.pop(name, None)
                 self._note_topic(name, found[name].topic_id)
-            elif now_s - self._missing_since_s.setdefault(name, now_s) > self._rules.topic_gone_s:
-                raise TopicMissing(f"topic {name} was deleted", remedy="ouzel topics create")
         asked_for, self._asked_for = self._asked_for, []
         for polled in asked_for:
             for delivery in polled.deliveries:
@@ -439,7 +366,7 @@ class SharePipeline:
             self._flow.abandon_ended()
             self._publisher.forget_ended()
 
-    # --- shutdown ---------------------------------------------------------------------------------------------------
+    # --- shutdown -----------------------------------------------------------------------------------------------------
 
     def _shut_down(self) -> None:
         """Take nothing more, finish what has begun, publish, acknowledge; release the rest, leave the group."""
@@ -498,4 +425,4 @@ class SharePipeline:
         self._leave()
         self._let_go()
         self._see_members_off()
-        self._questions.shutdown(wait=False, cancel_futures=True)
+        self._questions.close()

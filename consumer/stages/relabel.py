@@ -11,10 +11,10 @@ when the group has committed its end, which the position reaches past what is no
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from consumer.errors import CommandRefused
+from consumer.errors import CommandRefused, RecordsLost
 from consumer.messages import CommitPoint, Partition
 from consumer.ports import GroupView, TopicFacts
-from consumer.stages.start import Note, Range, RangePart
+from consumer.stages.start import MADE_ANEW, Note, Range, RangePart, StartPoint
 from consumer.times import rfc3339
 
 _OTHER_GROUP = "choose another --group: each range has one of its own"
@@ -41,6 +41,28 @@ def progress_of(parts: Mapping[Partition, RangePart], committed: Mapping[Partiti
         done += min(max(offset, part.start), part.end) - part.start
         finished = finished and offset >= part.end
     return Progress(done, total, finished)
+
+
+def in_range(parts: Mapping[Partition, RangePart] | None, partition: Partition, point: StartPoint) -> bool:
+    """Whether there is anything to do: not in a partition that appeared after the range was fixed. Without `parts`
+    there is no range, and always something to do.
+
+    Raises:
+        RecordsLost: the range is gone.
+    """
+    if parts is None:
+        return True
+    if point.note.start_partitions == MADE_ANEW or (partition in parts and point.note.part is None):
+        raise range_gone(partition.topic)
+    return point.note.part is not None
+
+
+def range_gone(topic: str) -> RecordsLost:
+    """The error where what the range was fixed on is no more."""
+    return RecordsLost(
+        f"topic {topic} was deleted or made anew, or the group's offsets were, while a range of it was relabelled",
+        remedy="look what is there now with `ouzel offsets show`, and begin the range again under another --group",
+    )
 
 
 def fix_range(view: GroupView, topics: Sequence[str], wanted: Range, *, group_id: str) -> dict[Partition, RangePart]:

@@ -24,7 +24,8 @@ from consumer.messages import (
 )
 from consumer.metrics import Metrics
 from consumer.observer import Observer
-from consumer.pipeline import Pipeline, Rules
+from consumer.pipeline import Pipeline
+from consumer.rules import Rules
 from consumer.stages.dead_letter_limit import DeadLetterLimit
 from consumer.stages.events import EventContext
 from consumer.stages.intake import ByteBudget, Intake
@@ -256,10 +257,11 @@ class StepReplica:
             ),
             transactions=self.transactions,
         )
-        self.pipeline._questions.shutdown()
+        inbox, asking = _Inbox(self._idle), self.pipeline._questions
+        asking.close()
         self.questions = _Questions()
-        self.pipeline._questions = self.questions  # type: ignore[assignment]
-        self.pipeline._inbox = _Inbox(self._idle)  # type: ignore[assignment]
+        asking._thread, asking._tell = self.questions, inbox.put  # type: ignore[assignment]
+        self.pipeline._inbox = inbox  # type: ignore[assignment]
         self.publisher = StepPublisher(
             self.sink,
             context=EventContext("cluster", "group", "replica", OUTPUT, LETTERS, 1024 * 1024),
@@ -274,7 +276,7 @@ class StepReplica:
         )
         self.publisher.idle = self._idle
         self.flow = StepFlow(budget, self.publisher.submit)
-        self.pipeline._flow, self.pipeline._publisher = self.flow, self.publisher  # type: ignore[assignment]
+        self.pipeline._begin(self.flow, self.publisher)  # type: ignore[arg-type]
         self.source.subscribe(self.pipeline)
         cluster.join(self.source)
 

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from loguru import logger
 
 from consumer.errors import Retryable
+from consumer.leases import Leases
 from consumer.messages import CommitPoint, Partition
 from consumer.pipeline import Pipeline
 from consumer.stages import events
@@ -337,8 +338,8 @@ def _finish_what_is_abandoned(patch: pytest.MonkeyPatch) -> None:
 
 
 def _begin_one_too_late(patch: pytest.MonkeyPatch) -> None:
-    read_from = Pipeline._read_from
-    patch.setattr(Pipeline, "_read_from", lambda self, ledger, offset: read_from(self, ledger, offset + 1))
+    read_from = Leases.read_from
+    patch.setattr(Leases, "read_from", lambda self, ledger, offset: read_from(self, ledger, offset + 1))
 
 
 def _make_event_ids_anew(patch: pytest.MonkeyPatch) -> None:
@@ -347,7 +348,7 @@ def _make_event_ids_anew(patch: pytest.MonkeyPatch) -> None:
 
 
 def _wait_for_ever(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Pipeline, "_start_marked", lambda self: None)
+    patch.setattr(Leases, "start_marked", lambda self: None)
 
 
 def _commit_without_a_generation(patch: pytest.MonkeyPatch) -> None:

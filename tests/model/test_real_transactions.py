@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from consumer.messages import CommitPoint, Lease
-from consumer.pipeline import Pipeline
 from consumer.stages import publish
 from consumer.stages.commit import PartitionLedger
 from consumer.stages.order import KeyOrder
+from consumer.transactional_commits import TransactionalCommits
 from tests.model.group import GroupCluster, PromiseBroken
 from tests.model.test_real_pipeline import MOST_FAULTS, PARTITIONS, Group, _quiet, replicas, run
 from tests.model.transactions import How, OpenTransaction, StepTransactions, TransactionalCluster
@@ -107,14 +107,13 @@ def _commit_offsets_outside(patch: pytest.MonkeyPatch) -> None:
 
 
 def _go_on_without_rewinding(patch: pytest.MonkeyPatch) -> None:
-    def undo(self: Pipeline, _why: str) -> None:
-        assert self._transactions is not None
+    def undo(self: TransactionalCommits, _why: str) -> None:
         if not self._ending.undoing:
             self._ending.undoing, self._ending.to_commit, self._ending.sealing = True, False, True
             self._publisher.halt()
             self._transactions.undo()
 
-    patch.setattr(Pipeline, "_undo", undo)
+    patch.setattr(TransactionalCommits, "undo", undo)
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,12 @@ from consumer.flow import Flow
 from consumer.messages import CommitPoint, Delivery, OutputRecord, Partition, StoredImage
 from consumer.metrics import Metrics
 from consumer.observer import Observer
-from consumer.pipeline import Pipeline, Rules
+from consumer.pipeline import Pipeline
 from consumer.roofline_meter import RooflineMeter
+from consumer.rules import Rules
 from consumer.silence import SilenceLimit
 from consumer.stages.batch import Batcher
+from consumer.stages.commit import PartitionLedger
 from consumer.stages.dead_letter_limit import DeadLetterLimit
 from consumer.stages.events import EventContext
 from consumer.stages.intake import ByteBudget, Intake
@@ -168,12 +170,17 @@ class Rig:
         except BaseException as error:
             self.error = error
 
+    @property
+    def ledgers(self) -> dict[Partition, PartitionLedger]:
+        """The books of what has begun."""
+        return self.pipeline._leases.ledgers
+
     # --- what tests do ----------------------------------------------------------------------------------------------
 
     def own(self, *partitions: Partition) -> None:
         """The group gives these, and they have begun."""
         self.done(self.source.assign(*partitions))
-        self.until(lambda: all(p in self.pipeline._ledgers for p in partitions), "the partitions to begin")
+        self.until(lambda: all(p in self.ledgers for p in partitions), "the partitions to begin")
 
     def done(self, event: threading.Event) -> None:
         assert event.wait(8), "the listener did not return"
@@ -385,7 +392,7 @@ def _let_go(rig: Rig) -> None:
 def test_a_revoke_waits_for_what_has_begun_and_commits_it_before_it_returns(rig: Rig, stage: str) -> None:
     _stuck_in(rig, stage)
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     assert not revoked.is_set()
     assert rig.committed(A) in (None, 0)
     _let_go(rig)
@@ -418,14 +425,14 @@ def test_a_settled_message_that_the_owner_has_not_read_yet_is_in_the_last_commit
         rig.source.revoke(A)
 
     rig.source.on_poll = acknowledge_and_revoke
-    rig.until(lambda: A not in rig.pipeline._ledgers, "the revoke")
+    rig.until(lambda: A not in rig.ledgers, "the revoke")
     assert rig.committed(A) == 1
 
 
 def test_a_revoke_waits_for_nothing_of_another_partition(rig: Rig) -> None:
     _stuck_in(rig, "model")
     rig.done(rig.source.revoke(B))
-    assert A in rig.pipeline._ledgers
+    assert A in rig.ledgers
     _let_go(rig)
     rig.until_committed(A, 1)
 
@@ -434,11 +441,11 @@ def test_what_has_not_begun_at_a_revoke_is_left_to_the_next_owner(rig: Rig) -> N
     rig.decoder.gate.clear()
     rig.cluster.send(A, *[b"1"] * 6)  # two decode, four wait for a thread
     rig.own(A)
-    rig.until(lambda: rig.pipeline._ledgers[A].in_flight == 6, "six in flight")
-    taken = rig.pipeline._ledgers[A].unfinished()
+    rig.until(lambda: rig.ledgers[A].in_flight == 6, "six in flight")
+    taken = rig.ledgers[A].unfinished()
     rig.until(lambda: sum(map(rig.flow.is_decoding, taken)) == 2, "two to decode")
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.decoder.gate.set()
     rig.done(revoked)
     assert rig.committed(A) == 2
@@ -468,7 +475,7 @@ def test_a_drain_waits_for_the_records_under_way_and_for_none_at_a_store_that_is
     rig.until(lambda: bool(rig.flow.down_stores()), "the store to be presumed down")
     assert rig.runtime.running.wait(5)
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     assert not revoked.is_set()
     rig.runtime.gate.set()
     rig.done(revoked)
@@ -492,7 +499,7 @@ def test_a_drain_does_not_wait_for_a_fetch_that_fails_while_it_waits(rig: Rig) -
     rig.own(A)
     assert out.wait(8)
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     go_on.set()
     rig.done(revoked)
     _nothing_left(rig)
@@ -501,7 +508,7 @@ def test_a_drain_does_not_wait_for_a_fetch_that_fails_while_it_waits(rig: Rig) -
 def test_a_drain_ends_at_its_deadline_and_what_comes_later_is_never_committed(rig: Rig) -> None:
     _stuck_in(rig, "model")
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.clock.advance(11.0)
     rig.done(revoked)
     _let_go(rig)
@@ -514,7 +521,7 @@ def test_a_drain_ends_at_its_deadline_and_what_comes_later_is_never_committed(ri
 def test_a_record_acknowledged_after_the_fence_is_not_committed(rig: Rig) -> None:
     _stuck_in(rig, "sink")
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.clock.advance(11.0)
     rig.done(revoked)
     rig.own(A)
@@ -536,7 +543,7 @@ def test_a_commit_under_way_at_a_revoke_lands_before_the_last_one(rig: Rig) -> N
     rig.sink.answer(first)
     rig.until(lambda: rig.source.commit_under_way, "a commit under way")
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.source.hold_commits = False
     rig.sink.answer()
     rig.done(revoked)
@@ -555,7 +562,7 @@ def test_a_late_answer_to_an_old_leases_commit_moves_no_new_ledger(rig: Rig) -> 
     rig.cluster.create("images", 2, topic_id="id-2")  # the group's offsets went with the topic
     rig.cluster.committed.clear()
     rig.done(rig.source.assign(A))
-    rig.until(lambda: A in rig.pipeline._ledgers, "the partition to begin again")
+    rig.until(lambda: A in rig.ledgers, "the partition to begin again")
     rig.source._answer_later({A: CommitPoint(6, "old")})
     rig.source.hold_commits = False
     rig.turns()
@@ -601,7 +608,7 @@ def test_what_is_finished_and_not_committed_when_it_is_lost_stays_uncommitted(ma
     rig.turns()
     rig.cluster.send(A, b"1")
     rig.own(A)
-    rig.until(lambda: rig.pipeline._ledgers[A].in_flight == 0 and bool(rig.sink.written), "it to be finished")
+    rig.until(lambda: rig.ledgers[A].in_flight == 0 and bool(rig.sink.written), "it to be finished")
     rig.done(rig.source.lose(A))
     rig.turns()
     assert [commit[A].offset for commit in rig.cluster.commits] == [0]  # the mark, before it was read
@@ -629,7 +636,7 @@ def test_a_partition_revoked_while_its_question_is_out_does_not_begin(rig: Rig) 
     rig.done(rig.source.revoke(A))
     rig.view.answering.set()
     rig.turns(4)
-    assert rig.pipeline._ledgers == {}
+    assert rig.ledgers == {}
     rig.own(A)  # and it begins when it comes again
     rig.until_committed(A, 1)
 
@@ -644,13 +651,13 @@ def test_an_answer_that_comes_during_a_drain_begins_nothing_inside_it(rig: Rig) 
     rig.done(rig.source.assign(B))
     rig.until(lambda: rig.view.asked > asked, "the question")
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.view.answering.set()
     rig.until(lambda: bool(rig.pipeline._deferred), "the answer")
-    assert B not in rig.pipeline._ledgers
+    assert B not in rig.ledgers
     _let_go(rig)
     rig.done(revoked)
-    rig.until(lambda: B in rig.pipeline._ledgers, "it to begin")
+    rig.until(lambda: B in rig.ledgers, "it to begin")
 
 
 def test_a_broker_that_does_not_answer_is_asked_again(rig: Rig) -> None:
@@ -658,7 +665,7 @@ def test_a_broker_that_does_not_answer_is_asked_again(rig: Rig) -> None:
     rig.cluster.send(A, b"1")
     rig.done(rig.source.assign(A))
     rig.until(lambda: rig.view.asked > 0, "the question")
-    rig.until(lambda: A in rig.pipeline._ask_at_s, "the wait")
+    rig.until(lambda: A in rig.pipeline._leases._ask_at_s, "the wait")
     rig.view.reachable = True
     rig.clock.advance(1.1)
     rig.until_committed(A, 1)
@@ -739,7 +746,7 @@ def test_a_topic_made_anew_discards_old_work_and_starts_at_its_beginning(rig: Ri
     rig.cluster.create("images", 2, topic_id="id-2")
     rig.cluster.send(A, b"4", b"5", b"6", b"7")
     rig.clock.advance(5.1)
-    rig.until(lambda: rig.pipeline._ledgers.get(A) is None or rig.pipeline._ledgers[A].lease.topic_id == "id-2", "it")
+    rig.until(lambda: rig.ledgers.get(A) is None or rig.ledgers[A].lease.topic_id == "id-2", "it")
     rig.runtime.gate.set()
     rig.until_committed(A, 4)
     assert rig.note(A).topic_id == "id-2"
@@ -882,7 +889,7 @@ def test_a_start_with_resume_knows_no_earlier_trip(make_rig: Callable[..., Rig])
 def test_a_stop_finishes_what_has_begun_and_commits_it(rig: Rig, stage: str) -> None:
     _stuck_in(rig, stage)
     rig.pipeline.stop()
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     _let_go(rig)
     rig.stop()
     assert rig.error is None
@@ -893,7 +900,7 @@ def test_a_stop_finishes_what_has_begun_and_commits_it(rig: Rig, stage: str) -> 
 def test_a_stop_that_cannot_finish_ends_at_its_deadline(rig: Rig) -> None:
     _stuck_in(rig, "model")
     rig.pipeline.stop()
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.clock.advance(11.0)
     rig.stop()
     assert rig.committed(A) in (None, 0)
@@ -903,7 +910,7 @@ def test_a_message_that_slips_through_while_stopping_is_not_committed(rig: Rig) 
     """It is read, so the position is past it; nobody will ever label it here."""
     _stuck_in(rig, "model")
     rig.pipeline.stop()
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.cluster.send(A, b"2")
     rig.source.paused.clear()
     rig.until(lambda: rig.source.position(A) == 2, "the message to slip through")
@@ -916,7 +923,7 @@ def test_a_poll_that_fails_while_stopping_spoils_nothing(rig: Rig) -> None:
     _stuck_in(rig, "model")
     rig.cluster.send(A, b"2")
     rig.pipeline.stop()
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.source.poll_error = Retryable("poll failed")
     rig.until(lambda: rig.source.poll_error is None, "the failed poll")
     _let_go(rig)
@@ -928,7 +935,7 @@ def test_a_poll_that_fails_while_stopping_spoils_nothing(rig: Rig) -> None:
 def test_a_revoke_while_stopping_is_served(rig: Rig) -> None:
     _stuck_in(rig, "model")
     rig.pipeline.stop()
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     revoked = rig.source.revoke(A)
     _let_go(rig)
     rig.done(revoked)
@@ -982,7 +989,7 @@ def test_a_crash_during_a_drain_ends_the_process_and_fences(rig: Rig) -> None:
     _stuck_in(rig, "model")
     rig.runtime.fatal = ModelError("gone")
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.runtime.gate.set()
     rig.done(revoked)
     assert isinstance(rig.ended(), ModelError)
@@ -1076,7 +1083,7 @@ def test_a_decoder_that_hangs_ends_the_process_and_leaves_its_mark_alone(rig: Ri
 def test_a_decode_that_a_drain_leaves_behind_keeps_the_mark(rig: Rig) -> None:
     _stuck_in(rig, "decode")
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.clock.advance(11.0)
     rig.done(revoked)
     assert rig.note(A).in_hand == MOST_IN_HAND
@@ -1117,7 +1124,7 @@ def test_suspects_that_are_left_at_a_revoke_stay_suspects_of_the_next_owner(rig:
     rig.own(A)
     rig.until(lambda: bool(rig.sandbox.decoded), "a suspect to be with the sandbox")
     revoked = rig.source.revoke(A)
-    rig.until(lambda: not rig.pipeline._ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
     rig.sandbox.gate.set()
     rig.done(revoked)
     assert (rig.committed(A) or 0) <= 1
@@ -1144,10 +1151,10 @@ def test_no_more_is_in_flight_than_the_bound_and_intake_goes_on_below_it(rig: Ri
     rig.runtime.gate.clear()
     rig.cluster.send(A, *[b"1"] * 300)
     rig.own(A)
-    rig.until(lambda: rig.pipeline._ledgers[A].in_flight == 64, "64 in flight")
+    rig.until(lambda: rig.ledgers[A].in_flight == 64, "64 in flight")
     rig.clock.advance(2.0)
     rig.until(lambda: A in rig.source.paused, "the pause")
-    assert rig.pipeline._ledgers[A].in_flight == 64
+    assert rig.ledgers[A].in_flight == 64
     rig.runtime.gate.set()
     rig.until_committed(A, 300)
     assert len(rig.sink.written) == 300
@@ -1157,11 +1164,11 @@ def test_no_more_is_in_flight_than_the_bound_and_intake_goes_on_below_it(rig: Ri
 def test_a_message_of_an_old_lease_is_not_taken(rig: Rig) -> None:
     rig.own(A)
     rig.until_committed(A, 0)
-    stale = Delivery(rig.pipeline._ledgers[A].lease, 0, b"1")
+    stale = Delivery(rig.ledgers[A].lease, 0, b"1")
     rig.done(rig.source.lose(A))
     rig.own(A)
     rig.pipeline._take(stale)
-    assert rig.pipeline._ledgers[A].in_flight == 0
+    assert rig.ledgers[A].in_flight == 0
 
 
 # --- a range --------------------------------------------------------------------------------------------------------
@@ -1286,13 +1293,13 @@ def _pass_time(rig: Rig, seconds: float) -> None:
         rig.clock.advance(1.0)
         polls.clear()
         rig.until(lambda: len(polls) >= 3 or not rig.thread.is_alive(), "three turns")
-        rig.until(lambda: not rig.pipeline._asking_of_stalls or not rig.thread.is_alive(), "the answer")
+        rig.until(lambda: not rig.pipeline._stalls._asking or not rig.thread.is_alive(), "the answer")
 
 
 def _is_read(rig: Rig, partition: Partition) -> None:
     """Its mark is at the broker, and reading has begun."""
     rig.until_committed(partition, 0)
-    rig.until(lambda: partition not in rig.pipeline._unmarked, "reading to begin")
+    rig.until(lambda: partition not in rig.pipeline._leases.unmarked, "reading to begin")
 
 
 def _stalls(rig: Rig, action: str) -> float:
@@ -1447,12 +1454,12 @@ def test_nobody_looks_for_stalls_where_the_setting_says_so(make_rig: Callable[..
 
 def test_a_partition_that_never_begins_is_a_stall(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(stall_s=STALL_S)
-    asked = rig.pipeline._ask_starts
-    rig.pipeline._ask_starts = lambda *_, **__: rig.pipeline._ask_at_s.clear()  # type: ignore[method-assign]
+    asked = rig.pipeline._leases.ask_starts
+    rig.pipeline._leases.ask_starts = lambda *_, **__: rig.pipeline._leases._ask_at_s.clear()  # type: ignore[method-assign]
     rig.cluster.send(A, b"1")
     rig.done(rig.source.assign(A))
     _pass_time(rig, STALL_S - 2)
-    rig.pipeline._ask_starts = asked  # type: ignore[method-assign]
+    rig.pipeline._leases.ask_starts = asked  # type: ignore[method-assign]
     _pass_time(rig, 4)
     assert _stalls(rig, "restart") == 1
     rig.until_committed(A, 1)

@@ -560,6 +560,6 @@ def test_a_topic_that_stays_away_ends_it(rig: Rig) -> None:
     rig.until(lambda: bool(rig.pipeline._topic_ids), "the topic's id")
     del rig.cluster.topics["images"]
     rig.clock.advance(5)
-    rig.until(lambda: bool(rig.pipeline._missing_since_s), "the absence to be seen")
+    rig.until(lambda: bool(rig.pipeline._absences.since_s), "the absence to be seen")
     rig.clock.advance(31)
     assert isinstance(rig.ended(), TopicMissing)

@@ -128,9 +128,9 @@ def test_nothing_is_begun_before_it_is_certain_what_is_committed(rig: Held) -> N
     rig.done(rig.source.lose(A))
     rig.done(rig.source.assign(B))
     rig.turns(4)
-    assert not rig.pipeline._ledgers
+    assert not rig.ledgers
     rig.ends.settling.set()
-    rig.until(lambda: B in rig.pipeline._ledgers, "the other partition to begin")
+    rig.until(lambda: B in rig.ledgers, "the other partition to begin")
     assert rig.seen(A) == []
 
 
@@ -217,7 +217,7 @@ def test_a_partition_that_is_taken_away_undone_leaves_nothing_in_the_next_transa
     rig.ends.ends.append("abort")
     rig.runtime.gate.clear()
     rig.cluster.send(A, b"1", b"2")
-    rig.until(lambda: rig.pipeline._in_flight() == 2, "both to be in flight")
+    rig.until(lambda: rig.pipeline._leases.in_flight == 2, "both to be in flight")
     gone = rig.source.revoke(A)
     rig.runtime.gate.set()
     rig.done(gone)
@@ -246,7 +246,7 @@ def test_a_letter_that_is_withheld_holds_back_its_partition_and_no_other(rig: He
     rig.decoder.gate.clear()
     rig.cluster.send(B, b"1")
     rig.own(A, B)
-    rig.until(lambda: rig.pipeline._in_flight() == 1, "the other partition's image to be on its way")
+    rig.until(lambda: rig.pipeline._leases.in_flight == 1, "the other partition's image to be on its way")
     rig.cluster.send(A, absent, absent, absent, absent)  # two in a row reach the limit
     rig.until(lambda: rig.pipeline.holding, "the limit")
     rig.decoder.gate.set()
@@ -291,7 +291,7 @@ def test_shutdown_ends_the_transaction(make_rig: Callable[..., Held]) -> None:
     rig.until_committed(A, 2)  # with nothing left to wait for it ends at once
     rig.cluster.send(A, b"3")
     rig.runtime.gate.clear()
-    rig.until(lambda: rig.pipeline._in_flight() == 1, "one in flight")
+    rig.until(lambda: rig.pipeline._leases.in_flight == 1, "one in flight")
     rig.pipeline.stop()
     rig.runtime.gate.set()
     rig.stop()

@@ -232,9 +232,9 @@ def _two_transactions() -> None:
 
 def _undone_is_forgotten() -> None:
     """What a transaction held that was undone is not done again."""
-    from consumer.pipeline import Pipeline
+    from consumer.transactional_commits import TransactionalCommits
 
-    pipeline: Any = Pipeline
+    commits: Any = TransactionalCommits
 
     def undo(self: Any, _why: str) -> None:
         if not self._ending.undoing:
@@ -242,7 +242,7 @@ def _undone_is_forgotten() -> None:
             self._publisher.halt()
             self._transactions.undo()
 
-    pipeline._undo = undo
+    commits.undo = undo
 
 
 def _keys_in_transactions() -> None:
