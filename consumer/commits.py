@@ -51,13 +51,13 @@ class Commits:
     def begin(self, publisher: Publisher) -> None:
         """Before all else: this is who publishes."""
 
-    # --- in each turn -------------------------------------------------------------------------------------------------
+    # --- in each turn -----------------------------------------------------------------------------------------------
 
     def turn(self) -> None:
         """Read the answer to the last commit, and send another when it is due."""
         self.read_result()
         now_s = self._clock.monotonic_s()
-        if not self._is_due(now_s) or self._committer.commit_under_way or not self._may_send():
+        if not self._is_due(now_s) or self._committer.commit_under_way or not self._ready():
             return
         self._due_at_s = now_s + self._interval_s
         self._leases.mark_is_due = False
@@ -88,7 +88,7 @@ class Commits:
     def _is_due(self, now_s: float) -> bool:
         return self._leases.mark_is_due or now_s >= self._due_at_s
 
-    def _may_send(self) -> bool:
+    def _ready(self) -> bool:
         return True
 
     def _send(self, ledgers: Iterable[PartitionLedger]) -> dict[Partition, CommitPoint]:
@@ -109,7 +109,7 @@ class Commits:
         """How long the loop may wait in a poll, for what is done here."""
         return POLL_FOR_ANSWER_S if self._leases.unmarked else math.inf
 
-    # --- where partitions go away -------------------------------------------------------------------------------------
+    # --- where partitions go away -----------------------------------------------------------------------------------
 
     def while_draining(self) -> None:
         """The owner waits until what has begun is finished."""
@@ -147,7 +147,7 @@ class Commits:
     def _left_s(self, deadline_s: float) -> float:
         return max(1.0, deadline_s - self._clock.monotonic_s())
 
-    # --- what only transactions know ----------------------------------------------------------------------------------
+    # --- what only transactions know --------------------------------------------------------------------------------
 
     @property
     def unresolved(self) -> bool:

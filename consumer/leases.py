@@ -1,8 +1,8 @@
 """What is ours: which partitions wait to learn where they begin, which have begun, and the books of each.
 
-    await_start ──> ask_due ──> (an answer) ──> on the books, not yet read ──> start_marked ──> read
-                                                                                                  │
-                           set_aside, take_up: ours all the while, and begun anew    <── end <────┘
+    await_start ──> pending ──> ask_due ──> ledgers, unmarked ──> start_marked ──> read ──> end
+                       ^                                                           │
+                       └───────────── take_up <──────────── set_aside <────────────┘
 
 A partition is read once its mark is at the broker: the mark is how the next owner learns that we ended without a word.
 """
@@ -78,7 +78,7 @@ class Leases:
         """Messages taken and not finished, of all partitions."""
         return sum(ledger.in_flight for ledger in self.ledgers.values())
 
-    # --- where partitions begin ---------------------------------------------------------------------------------------
+    # --- where partitions begin -------------------------------------------------------------------------------------
 
     def await_start(self, partition: Partition) -> None:
         """It is ours, and paused until it is known where it begins."""
@@ -180,7 +180,7 @@ class Leases:
                 remedy='kafka.on_offset_lost = "earliest" goes on without them; `ouzel offsets reset` moves the group',
             )
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     def read_from(self, ledger: PartitionLedger, offset: int) -> None:
         """Begin, or begin anew, to read a partition; one whose range ends before `offset` stays at rest."""
@@ -228,7 +228,7 @@ class Leases:
         """The source's own; None before the partition is read: it is then an older lease's."""
         return None if partition in self.unmarked else self._source.position(partition)
 
-    # --- marks: how the next owner learns that we ended without a word ------------------------------------------------
+    # --- marks: how the next owner learns that we ended without a word ----------------------------------------------
 
     @property
     def _most_in_hand(self) -> int:
@@ -267,7 +267,7 @@ class Leases:
             min(most, end - point.offset),
         )
 
-    # --- trips over the dead-letter limit, as owners tell each other of them ------------------------------------------
+    # --- trips over the dead-letter limit, as owners tell each other of them ----------------------------------------
 
     def note_trip(self, partitions: Iterable[Partition], family: Family | None) -> None:
         """What the next commit tells the next owner."""
@@ -291,7 +291,7 @@ class Leases:
                 point.note.trip,
             )
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------------------------
 
     def begin_no_more(self) -> None:
         """What waits to begin does not, until it is awaited anew."""

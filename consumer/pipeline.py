@@ -4,7 +4,11 @@ One thread, the owner, runs all of it. It never blocks on fetch, decode, inferen
 metadata: work goes to the flow and the publisher, questions to a thread of their own, and answers come back through
 one inbox. The one place where it waits is a revoke: the partitions are gone when that callback returns.
 
-What it owns has rooms of its own, each for one thing, and only this thread enters them:
+The way of a message, and of what comes of it:
+
+    source ──> leases.take ──> flow ──> publisher ──> (the inbox) ──> leases.finish ──> commits ──> the group
+
+What the owner sees to is in parts, each for one thing, and only this thread calls them:
 
     leases                   what is ours, where it begins, and the books of it
     commits                  how what is finished reaches the group; `transactional_commits` where it is exactly once
@@ -132,7 +136,7 @@ class Pipeline(Owner[_Broken]):
             on_crash=self.crashed,
         )
 
-    # --- from other threads (the rest: `Owner`) -----------------------------------------------------------------------
+    # --- from other threads (the rest: `Owner`) ---------------------------------------------------------------------
 
     @property
     def unresolved(self) -> bool:
@@ -148,7 +152,7 @@ class Pipeline(Owner[_Broken]):
         """The open transaction can only be undone."""
         self._inbox.put(_Broken(error))
 
-    # --- the loop -----------------------------------------------------------------------------------------------------
+    # --- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self, flow: Flow, publisher: Publisher) -> None:
         """Until `stop`, or until the range is `finished`. The model is warm when this is called.
@@ -190,7 +194,7 @@ class Pipeline(Owner[_Broken]):
         self._stalls.turn(self.turned_s, self._is_excused)
         self._observer.turned(self.turned_s, backlog=self._behind and not self.holding, waited_s=self._waited_s)
 
-    # --- messages -----------------------------------------------------------------------------------------------------
+    # --- messages ---------------------------------------------------------------------------------------------------
 
     def _take_messages(self) -> None:
         self._waited_s = 0.0
@@ -243,7 +247,7 @@ class Pipeline(Owner[_Broken]):
         logger.error("{}; reading again from where each partition stands", error)
         self._leases.read_again()
 
-    # --- the inbox ----------------------------------------------------------------------------------------------------
+    # --- the inbox --------------------------------------------------------------------------------------------------
 
     def _read_inbox(self) -> None:
         deferred, self._deferred = self._deferred, []
@@ -268,7 +272,7 @@ class Pipeline(Owner[_Broken]):
         else:
             raise item.error
 
-    # --- intake -------------------------------------------------------------------------------------------------------
+    # --- intake -----------------------------------------------------------------------------------------------------
 
     def _balance(self) -> None:
         """Pause what is over a bound, resume what is below it again."""
@@ -314,7 +318,7 @@ class Pipeline(Owner[_Broken]):
         if trip is None:
             self._leases.end_probations()
 
-    # --- assignment ---------------------------------------------------------------------------------------------------
+    # --- assignment -------------------------------------------------------------------------------------------------
 
     def on_assigned(self, partitions: Sequence[Partition]) -> None:
         """Ask where each partition begins; until then it is paused."""
@@ -324,7 +328,7 @@ class Pipeline(Owner[_Broken]):
         for partition in partitions:
             self._leases.await_start(partition)
 
-    # --- stalls -------------------------------------------------------------------------------------------------------
+    # --- stalls -----------------------------------------------------------------------------------------------------
 
     def _is_excused(self, partition: Partition) -> bool:
         """Whether it is known what the partition waits for: a person, a quota, a store, the output, the model."""
@@ -340,7 +344,7 @@ class Pipeline(Owner[_Broken]):
         holds_work = self._flow.holds_work or (not self._commits.transactional and self._publisher.holds_work)
         return ledger.past_end or (waits and holds_work)
 
-    # --- a range ------------------------------------------------------------------------------------------------------
+    # --- a range ----------------------------------------------------------------------------------------------------
 
     def _ask_progress(self) -> None:
         """Ask how far the whole group is: a partition that is another's may become ours before it is done."""
@@ -360,7 +364,7 @@ class Pipeline(Owner[_Broken]):
 
         self._questions.ask(lambda: self._view.committed(list(parts)), note, ask_again)
 
-    # --- rebalance ----------------------------------------------------------------------------------------------------
+    # --- rebalance --------------------------------------------------------------------------------------------------
 
     def on_revoked(self, partitions: Sequence[Partition]) -> None:
         """Forget what has not begun, finish what has, commit, then fence. The group waits for this to return."""
@@ -445,7 +449,7 @@ class Pipeline(Owner[_Broken]):
         self._flow.abandon_ended()
         self._publisher.forget_ended()
 
-    # --- shutdown -----------------------------------------------------------------------------------------------------
+    # --- shutdown ---------------------------------------------------------------------------------------------------
 
     def _shut_down(self) -> None:
         """Stop reading, finish what has begun, publish, commit, leave the group."""

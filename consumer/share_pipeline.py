@@ -166,7 +166,7 @@ class SharePipeline(Owner[_Polled]):
         self.leaving = False
         """Whether members are to leave the group."""
 
-    # --- from the members' threads ------------------------------------------------------------------------------------
+    # --- from the members' threads ----------------------------------------------------------------------------------
 
     def polled(self, seat: _Seat, deliveries: Sequence[Delivery]) -> None:
         """A member has these."""
@@ -185,7 +185,7 @@ class SharePipeline(Owner[_Polled]):
             now_s=self._clock.monotonic_s,
         )
 
-    # --- the loop -----------------------------------------------------------------------------------------------------
+    # --- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self, flow: Flow, publisher: Publisher) -> None:
         """Until `stop`. The model is warm when this is called.
@@ -236,7 +236,7 @@ class SharePipeline(Owner[_Polled]):
         else:
             raise item.error
 
-    # --- messages -----------------------------------------------------------------------------------------------------
+    # --- messages ---------------------------------------------------------------------------------------------------
 
     def _receive(self, polled: _Polled) -> None:
         """Begin with these, unless they may be of another topic than we think: what a member is handed for the first
@@ -295,7 +295,7 @@ class SharePipeline(Owner[_Polled]):
             self._trouble_until_s = self._clock.monotonic_s() + _TROUBLE_LOCKS * self._rules.lock_duration_s
         known[1].settled(settled)
 
-    # --- may members poll? --------------------------------------------------------------------------------------------
+    # --- may members poll? ------------------------------------------------------------------------------------------
 
     def _let_poll(self) -> None:
         room = self._intake.room(len(self._in_hand), self._budget.used_bytes)
@@ -326,7 +326,7 @@ class SharePipeline(Owner[_Polled]):
             )
         self._held_for = trip
 
-    # --- topics that change -------------------------------------------------------------------------------------------
+    # --- topics that change -----------------------------------------------------------------------------------------
 
     def _check_topics(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -366,7 +366,7 @@ class SharePipeline(Owner[_Polled]):
             self._flow.abandon_ended()
             self._publisher.forget_ended()
 
-    # --- shutdown -----------------------------------------------------------------------------------------------------
+    # --- shutdown ---------------------------------------------------------------------------------------------------
 
     def _shut_down(self) -> None:
         """Take nothing more, finish what has begun, publish, acknowledge; release the rest, leave the group."""

@@ -43,7 +43,7 @@ class TopicWatch:
         self._lost_at_s: dict[Partition, tuple[PartitionLedger, float]] = {}
         """When to ask again where a partition goes on, and the books that it was on."""
 
-    # --- positions that are lost --------------------------------------------------------------------------------------
+    # --- positions that are lost ------------------------------------------------------------------------------------
 
     def ask_due(self) -> None:
         """Ask again where partitions go on, for those whose time has come."""
@@ -86,7 +86,7 @@ class TopicWatch:
 
         self._questions.ask(ask, go_on, ask_again)
 
-    # --- topics that change -------------------------------------------------------------------------------------------
+    # --- topics that change -----------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Ask whether the topics are there, and the same, when it is time."""

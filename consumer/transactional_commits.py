@@ -14,7 +14,6 @@ or, when it broke, or it is not known whether it holds, or partitions go away be
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from loguru import logger
 
@@ -33,22 +32,6 @@ _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.2, 5.0
 """Before work that was undone is done again, when it was undone before."""
 _MOST_IN_A_ROW = 30
 """Transactions that were undone, and none committed between: some two minutes."""
-
-
-@dataclass(slots=True)
-class _Ending:
-    """Where the end of a transaction stands."""
-
-    sealing: bool = False
-    """Whether the publisher is asked to rest."""
-    to_commit: bool = False
-    """Whether it rests for a commit that has not been sent."""
-    undoing: bool = False
-    told_unresolved: bool = False
-    in_a_row: int = 0
-    """Transactions that were undone since the last one that was committed."""
-    again_at_s: float = 0.0
-    """Before that no other is begun."""
 
 
 class TransactionalCommits(Commits):
@@ -79,25 +62,35 @@ class TransactionalCommits(Commits):
         self._read_settled = read_settled
         self._on_crash = on_crash
         self._publisher: Publisher
-        self._ending = _Ending()
+        # Where the end of a transaction stands.
+        self._sealing = False
+        """Whether the publisher is asked to rest."""
+        self._to_commit = False
+        """Whether it rests for a commit that has not been sent."""
+        self._undoing = False
+        self._undone_in_a_row = 0
+        """Transactions that were undone since the last one that was committed."""
+        self._again_at_s = 0.0
+        """Before that no other is begun."""
+        self._told_unresolved = False
 
     def begin(self, publisher: Publisher) -> None:
         """See `Commits`."""
         self._publisher = publisher
 
-    # --- in each turn -------------------------------------------------------------------------------------------------
+    # --- in each turn -----------------------------------------------------------------------------------------------
 
     def turn(self) -> None:
         """See `Commits`."""
         super().turn()
         self._go_on()
-        if self.unresolved != self._ending.told_unresolved:
-            self._ending.told_unresolved = self.unresolved
-            self._observer.transaction_unresolved(unresolved=self._ending.told_unresolved)
+        if self.unresolved != self._told_unresolved:
+            self._told_unresolved = self.unresolved
+            self._observer.transaction_unresolved(unresolved=self._told_unresolved)
 
     def poll_at_most_s(self) -> float:
         """See `Commits`."""
-        if self._ending.sealing:
+        if self._sealing:
             return POLL_FOR_ANSWER_S
         longest_s = super().poll_at_most_s()
         return min(longest_s, _POLL_S) if self._leases.in_flight or self.unresolved else longest_s
@@ -110,10 +103,10 @@ class TransactionalCommits(Commits):
     @property
     def undoing(self) -> bool:
         """See `Commits`."""
-        return self._ending.undoing
+        return self._undoing
 
     def _is_due(self, now_s: float) -> bool:
-        if super()._is_due(now_s) or self._ending.sealing:
+        if super()._is_due(now_s) or self._sealing:
             return True
         # Readers wait for a transaction's end, so one with nothing to wait for ends at once.
         leases = self._leases
@@ -121,75 +114,78 @@ class TransactionalCommits(Commits):
             ledger.ahead for partition, ledger in leases.ledgers.items() if partition not in leases.unmarked
         )
 
-    def _may_send(self) -> bool:
+    def _is_undoing(self) -> bool:
+        return self._undoing
+
+    def _ready(self) -> bool:
         """Whether the open transaction holds what the ledgers say is finished, no more and no less; else sees to it."""
-        if self.unresolved or self.undoing:
+        if self.unresolved or self._is_undoing():
             return False
-        self._ending.to_commit = True
-        if not self._ending.sealing:
-            self._ending.sealing = True
+        self._to_commit = True
+        if not self._sealing:
+            self._sealing = True
             self._publisher.seal()
         if not self._publisher.sealed:
             return False
         self._read_settled()
-        if self.undoing:  # what was read said that it is broken
+        if self._is_undoing():  # what was read said that it is broken
             return False
-        self._ending.to_commit = False
+        self._to_commit = False
         return True
 
-    def _may_send_within(self, timeout_s: float) -> bool:
-        """Whether `_may_send`, waiting up to so many seconds."""
-        if self._may_send():
+    def _ready_within(self, timeout_s: float) -> bool:
+        """Whether `_ready`, waiting up to so many seconds."""
+        if self._ready():
             return True
-        return self._publisher.wait_sealed(timeout_s) and self._may_send()
+        return self._publisher.wait_sealed(timeout_s) and self._ready()
 
     def _heed(self, result: CommitResult) -> None:
         if result.undone:
             self.undo(result.undone)
         else:
-            self._ending.in_a_row = 0
+            self._undone_in_a_row = 0
         super()._heed(result)
 
     def _go_on(self) -> None:
         """Publish again once a transaction has ended, either way; after one that was undone begin anew."""
-        if not self._ending.sealing or self._ending.to_commit or not self._publisher.sealed:
+        if not self._sealing or self._to_commit or not self._publisher.sealed:
             return
         if self.unresolved or self._transactions.commit_under_way:
             return
-        if self.undoing and self._clock.monotonic_s() < self._ending.again_at_s:
+        if self._undoing and self._clock.monotonic_s() < self._again_at_s:
             return
-        self._ending.sealing = False
+        self._sealing = False
         self._publisher.unseal()
-        self._ending.undoing = False
+        self._undoing = False
         self._leases.take_up()
 
-    # --- undoing ------------------------------------------------------------------------------------------------------
+    # --- undoing ----------------------------------------------------------------------------------------------------
 
     def undo(self, why: str) -> None:
         """Nothing since the last commit holds. Fence while nothing is published, so that no record of what is given up
         enters another transaction; then every partition goes on from what is committed, and does this work again."""
-        if self.undoing:
+        if self._undoing:
             return
-        self._ending.undoing = True
-        self._ending.to_commit = False
-        self._ending.in_a_row += 1
-        again = self._ending.in_a_row - 3  # the first ones are done again at once
+        self._undoing = True
+        self._to_commit = False
+        self._undone_in_a_row += 1
+        again = self._undone_in_a_row - 3  # the first ones are done again at once
         pause_s = min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2**again) if again >= 0 else 0.0
-        self._ending.again_at_s = self._clock.monotonic_s() + pause_s
+        self._again_at_s = self._clock.monotonic_s() + pause_s
         logger.warning("the transaction is undone: {}", why)
         self._observer.transaction_undone()
-        self._ending.sealing = True
+        self._sealing = True
         self._publisher.halt()
         self._leases.set_aside()
         self._transactions.undo()
-        if self._ending.in_a_row >= _MOST_IN_A_ROW:
-            self._on_crash(_no_transaction_ends(self._ending.in_a_row, why))
+        if self._undone_in_a_row >= _MOST_IN_A_ROW:
+            self._on_crash(_no_transaction_ends(self._undone_in_a_row, why))
 
-    # --- where partitions go away -------------------------------------------------------------------------------------
+    # --- where partitions go away -----------------------------------------------------------------------------------
 
     def while_draining(self) -> None:
         """A transaction that is about to end ends first: what the drain waits for goes into the next."""
-        self._ending.to_commit = False
+        self._to_commit = False
         self.read_result()
         self._go_on()
 
@@ -206,7 +202,7 @@ class TransactionalCommits(Commits):
         """Commit what is finished of all partitions, and see it land, before some of them go away; else undo it."""
         committed = not self._transactions.commit_under_way or self._sees_committed(self._sent, deadline_s)
         if committed and not self.unresolved:
-            committed = self._may_send_within(self._left_s(deadline_s))
+            committed = self._ready_within(self._left_s(deadline_s))
         if committed and not self.unresolved:
             points = self._send(self._leases.ledgers.values())
             committed = not points or self._sees_committed(points, deadline_s)
@@ -215,11 +211,11 @@ class TransactionalCommits(Commits):
 
     def save(self) -> None:
         """The loop ends in an error: what is finished is committed all the same, if that needs nothing but a moment."""
-        if self.undoing or self.unresolved or self._transactions.commit_under_way:
+        if self._undoing or self.unresolved or self._transactions.commit_under_way:
             return
         try:
             deadline_s = self._clock.monotonic_s() + _SAVE_S
-            if self._may_send_within(_SAVE_S):
+            if self._ready_within(_SAVE_S):
                 self._sees_committed(self._send(self._leases.ledgers.values()), deadline_s)
         except Exception as error:
             logger.warning("the last transaction is given up, its images will be labelled again: {}", error)

@@ -108,8 +108,8 @@ def _commit_offsets_outside(patch: pytest.MonkeyPatch) -> None:
 
 def _go_on_without_rewinding(patch: pytest.MonkeyPatch) -> None:
     def undo(self: TransactionalCommits, _why: str) -> None:
-        if not self._ending.undoing:
-            self._ending.undoing, self._ending.to_commit, self._ending.sealing = True, False, True
+        if not self._undoing:
+            self._undoing, self._to_commit, self._sealing = True, False, True
             self._publisher.halt()
             self._transactions.undo()
 

@@ -237,8 +237,8 @@ def _undone_is_forgotten() -> None:
     commits: Any = TransactionalCommits
 
     def undo(self: Any, _why: str) -> None:
-        if not self._ending.undoing:
-            self._ending.undoing, self._ending.to_commit, self._ending.sealing = True, False, True
+        if not self._undoing:
+            self._undoing, self._to_commit, self._sealing = True, False, True
             self._publisher.halt()
             self._transactions.undo()
 
