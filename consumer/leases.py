@@ -193,19 +193,14 @@ class Leases:
             if partition not in self.unmarked:
                 self.read_from(ledger, ledger.next_offset)
 
-    def wanted(self, delivery: Delivery) -> PartitionLedger | None:
-        """The books that a message belongs on. None where it was read under a lease that is over, and its next owner
-        reads it again, or is after the range, where the next turn pauses the partition."""
+    def take(self, delivery: Delivery) -> Delivery | None:
+        """Enter a message that the source handed over, as `suspect` where it may have ended the last owner.
+
+        None where it is not wanted: it was read under a lease that is over, and its next owner reads it again, or it is
+        after the range, and the next turn pauses the partition.
+        """
         ledger = self.ledgers.get(delivery.partition)
         if ledger is None or ledger.lease is not delivery.lease or not ledger.wants(delivery.offset):
-            return None
-        return ledger
-
-    def take(self, delivery: Delivery) -> Delivery | None:
-        """Enter a message that the source handed over, as `suspect` where it may have ended the last owner; None where
-        it is not wanted."""
-        ledger = self.wanted(delivery)
-        if ledger is None:
             return None
         suspects = self._suspects.get(delivery.partition)
         if suspects is not None and suspects.take(delivery.offset):

@@ -472,9 +472,7 @@ class Pipeline(Owner[_Broken]):
             self._source.pause(self._leases.ledgers)
             found = None
         if isinstance(found, Delivery):
-            ledger = self._leases.wanted(found)
-            if ledger is not None:
-                ledger.take(found)
+            self._leases.take(found)
         self._read_inbox()
 
     def _close(self) -> None:

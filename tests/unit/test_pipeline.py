@@ -1136,6 +1136,28 @@ def test_suspects_that_are_left_at_a_revoke_stay_suspects_of_the_next_owner(rig:
     assert rig.note(A).in_hand == 0
 
 
+def test_a_suspect_that_slips_through_while_stopping_stays_one(rig: Rig) -> None:
+    _left_without_a_word(rig, b"1", b"2")
+    rig.sandbox.gate.clear()
+
+    def one_only() -> None:
+        if rig.source._at.get(A) == 1:
+            rig.source.deaf[A] = 1_000
+
+    rig.source.on_poll = one_only
+    rig.own(A)
+    rig.until(lambda: bool(rig.sandbox.decoded), "a suspect to be with the sandbox")
+    rig.pipeline.stop()
+    rig.until(lambda: not rig.ledgers[A].lease.wants_new_work, "the drain to begin")
+    rig.source.on_poll = lambda: None
+    rig.source.deaf.clear()
+    rig.source.paused.clear()
+    rig.until(lambda: rig.source.position(A) == 2, "the other to slip through")
+    rig.sandbox.gate.set()
+    rig.stop()
+    assert (rig.committed(A), rig.note(A).in_hand) == (1, MOST_IN_HAND)
+
+
 def test_without_a_sandbox_the_process_ends_and_the_suspects_stay(rig: Rig) -> None:
     _left_without_a_word(rig, b"1")
     rig.sandbox.missing = True
