@@ -6,8 +6,8 @@ OUZEL_TEST_CRASH_AT=point:count    SIGKILL at the count-th passing of
     predicted       the model has answered
     produced        a record was handed to the producer
     delivered       the broker has acknowledged a record, and nobody was told yet
-    before-commit   an offset commit is about to be sent
-    after-commit    an offset commit was sent
+    before-commit   an offset commit, or a share group's acknowledgements, are about to be sent
+    after-commit    they were sent
     offsets-sent    a transaction has its offsets, and is not committed
     ended           a transaction is committed, and nobody was told yet
 OUZEL_TEST_SLOW_MODEL_S=seconds    each batch takes so much longer
@@ -134,7 +134,11 @@ def with_crash_points(ports: Ports, *, crash: Points | None = None, slow_s: Call
     source: Any = ports.source
     if os.environ.get("OUZEL_TEST_BUG") == "commit-taken":
         source = _committing_what_was_taken(source)
-    if not isinstance(source, KafkaShareSource):  # which commits nothing
+    if isinstance(source, KafkaShareSource):  # its members accept instead
+        for member in source.members:
+            accept = after(before(member.accept, at("before-commit")), at("after-commit"))
+            vars(member).update(accept=accept)
+    else:
         commit = after(before(source.commit, at("before-commit")), at("after-commit"))
         source = Wrapped(source, commit=commit, poll=_freezing(source.poll))
     transactions: Any = ports.transactions

@@ -8,7 +8,8 @@ Lines, by `kind`:
 * `maybe_sent`  an input whose acknowledgement never came: it may be there, and nothing is owed for it
 * `sample`      the group's committed offsets and the input's end offsets at one moment
 * `output`      one record of the output or the dead-letter topic
-* `checkpoint`  every output up to the end *as of after* sample N has been written before this line
+* `settled`     how many messages of each partition a share group is through with: no fewer at sample N, or soon after
+* `checkpoint`  every output up to the end *as of after* sample N and its `settled` has been written before this line
 * `excused`     inputs below an offset for which nothing is owed: retention took them, the topic was deleted, the
                 group began behind them
 * `reset`       a person moved the group's offsets: going back is no fault from here on
@@ -22,6 +23,7 @@ import hashlib
 import json
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -178,6 +180,10 @@ class Recorder:
         self.write("sample", number=self._samples, partitions=[list(partition) for partition in partitions])
         return self._samples
 
+    def settled(self, sample: int, counts: Mapping[tuple[str, int], int]) -> None:
+        """At this sample the group had acknowledged, or given up, at least so many messages, by topic and partition."""
+        self.write("settled", sample=sample, counts=[[*place, count] for place, count in counts.items()])
+
     def checkpoint(self, sample: int) -> None:
         """All outputs up to the ends as of after this sample are written."""
         self.write("checkpoint", sample=sample)
@@ -234,6 +240,8 @@ class _Parsed:
     excused: dict[tuple[str, str, int], int] = field(default_factory=dict)
     samples: list[tuple[int, float, int, list[CommittedPartition]]] = field(default_factory=list)
     """(line, at_s, number, partitions)"""
+    settled: list[tuple[int, int, dict[tuple[str, int], int]]] = field(default_factory=list)
+    """(line, number of the sample, how many by topic and partition)"""
     checkpoints: dict[int, int] = field(default_factory=dict)
     """number of the sample -> line"""
     resets: list[int] = field(default_factory=list)
@@ -269,6 +277,9 @@ def _parse(lines: Sequence[Line]) -> _Parsed:
             case "sample":
                 partitions = [CommittedPartition(*partition) for partition in fields["partitions"]]
                 parsed.samples.append((number, line["at_s"], fields["number"], partitions))
+            case "settled":
+                counts = {(topic, partition): count for topic, partition, count in fields["counts"]}
+                parsed.settled.append((number, fields["sample"], counts))
             case "checkpoint":
                 parsed.checkpoints[fields["sample"]] = number
             case "excused":
@@ -318,6 +329,7 @@ def verify(
     exactly_once: bool = False,
     zombies: bool = False,
     share: bool = False,
+    undisturbed: bool = False,
 ) -> list[Violation]:
     """Every broken promise in a history; empty when all were kept.
 
@@ -328,12 +340,14 @@ def verify(
             nothing is committed without its answer then shows at the end (I1).
         zombies: a replica was held past its session and went on later, so that two redeliveries of a key may lie
             inside one another; I4 then only looks at the first event of each input.
-        share: a share group has read it, which has no order (I4); nor has it committed offsets (I2, I3, I6), and a
-            history without them shows no such fault.
+        share: a share group has read it, which has no order (I4); nor has it committed offsets (I3, I6), and a
+            history without them shows no such fault. For I2 its `settled` lines are looked at.
+        undisturbed: nothing was broken and nobody came or went, so that no guarantee has a reason for a second answer.
     """
     parsed = _parse(history)
     found = [
         *(() if exactly_once else _check_commits_cover_answers(parsed)),
+        *_check_settled_are_answered(parsed),
         *_check_commits_never_go_back(parsed),
         *([] if share else _check_order_of_keys(parsed, zombies=zombies)),
         *_check_same_answer_again(parsed),
@@ -342,7 +356,7 @@ def verify(
     ]
     if final:
         end = len(history)
-        found += _check_all_answered(parsed, end, exactly_once=exactly_once)
+        found += _check_all_answered(parsed, end, once=exactly_once or undisturbed)
         found += _check_no_transaction_hangs(parsed)
         found += _check_lag_returns_to_zero(parsed)
     return sorted(found, key=lambda violation: violation.at_line)
@@ -369,14 +383,14 @@ def summarize(history: Sequence[Line]) -> Summary:
     )
 
 
-def _check_all_answered(parsed: _Parsed, end: int, *, exactly_once: bool) -> list[Violation]:
-    """I1: at least one event or letter for every acknowledged input that is not a tombstone."""
+def _check_all_answered(parsed: _Parsed, end: int, *, once: bool) -> list[Violation]:
+    """I1: at least one event or letter for every acknowledged input that is not a tombstone; with `once` only one."""
     found = []
     for where in parsed.owed():
         answers = parsed.answers.get(where, [])
         if not answers:
             found.append(Violation("I1", f"{where} was never answered", end, place_of(where)))
-        if exactly_once and len(answers) > 1:
+        if once and len(answers) > 1:
             message = f"{where} was answered {len(answers)} times"
             found.append(Violation("I1", message, answers[1][0], place_of(where)))
     return found
@@ -405,6 +419,44 @@ def _check_commits_cover_answers(parsed: _Parsed) -> list[Violation]:
                 if first_answer.get(where, read_until + 1) > read_until:
                     message = f"{partition.committed} was committed while {where} had no answer yet"
                     found.append(Violation("I2", message, line, place_of(where)))
+    return found
+
+
+def _check_settled_are_answered(parsed: _Parsed) -> list[Violation]:
+    """I2 of a share group: it is through with no more messages than have an answer, or ask for none.
+
+    Acknowledged without an answer, or given up by the broker for its many deliveries: what the group no longer has, and
+    nobody has answered, is lost. Which message it was the broker does not tell, only how many there are.
+    """
+    if not parsed.settled:
+        return []
+    places: set[tuple[str, int, int]] = set()
+    first_answers: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for line, output in parsed.outputs:
+        place = (output.source_topic, output.source_partition, output.source_offset)
+        if place not in places:
+            places.add(place)
+            first_answers[place[:2]].append(line)
+    free: Counter[tuple[str, int]] = Counter()
+    for where, message in parsed.inputs.items():
+        free[where.topic, where.partition] += message.sha256 is None
+    unplaced = sum(message.sha256 is None for message in parsed.unacknowledged)
+    found = []
+    told: set[tuple[str, int]] = set()
+    for line, number, counts in parsed.settled:
+        read_until = parsed.checkpoints.get(number)
+        if read_until is None:
+            continue
+        for of, count in counts.items():
+            answers = bisect_left(first_answers[of], read_until)
+            owed_nothing = free[of] + unplaced
+            if count > answers + owed_nothing and of not in told:
+                told.add(of)  # once: it stays so
+                message = (
+                    f"the share group is through with {count} messages of {of[0]}[{of[1]}], of which {answers} have an"
+                    f" answer and {owed_nothing} ask for none"
+                )
+                found.append(Violation("I2", message, line, (*of, None)))
     return found
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from confluent_kafka import (
@@ -69,8 +69,10 @@ class Observer:
         dead_letters: str,
         interval_s: float = 0.1,
         share: bool = False,
+        lag: Callable[[], Mapping[_Place, int]] | None = None,
     ) -> None:
-        """`share`: the group is a share group, which commits no offsets."""
+        """`share`: the group is a share group, which commits no offsets; `lag` asks the broker how many messages it has
+        yet to be through with (`tests.share_lag`)."""
         self._cluster = cluster
         self._recorder = recorder
         self._group = group
@@ -87,6 +89,7 @@ class Observer:
         self._next: dict[_Place, int] = {}
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
         self._share = share
+        self._share_lag = lag
         # Asks for the group's offsets and never joins it.
         self._group_reader = Consumer(cluster.client_properties(group_id=group, isolation_level="read_committed"))
         self._reader = Consumer(
@@ -176,6 +179,11 @@ class Observer:
         if partitions is None:
             return
         number = self._recorder.sample(partitions)
+        if self._share_lag is not None:
+            # The ends are those of before: messages that came since then only make it look like fewer.
+            lag = self._share_lag()
+            ends = {(each.topic, each.partition): each.end for each in partitions}
+            self._recorder.settled(number, {place: ends[place] - lag[place] for place in lag.keys() & ends.keys()})
         self._read_outputs()
         self._recorder.checkpoint(number)
         with self._lock:

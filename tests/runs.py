@@ -14,7 +14,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -65,9 +65,18 @@ def _story(history: Path, line: int) -> str:
 
 
 class Run:
-    """Sends, watches and judges. Its history is `folder/history.jsonl`. `share`: the replicas read a share group."""
+    """Sends, watches and judges. Its history is `folder/history.jsonl`. `share`: the replicas read a share group; `lag`
+    asks the broker for its lag."""
 
-    def __init__(self, cluster: Cluster, topics: TopicNames, folder: Path, *, share: bool = False) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        topics: TopicNames,
+        folder: Path,
+        *,
+        share: bool = False,
+        lag: Callable[[], Mapping[tuple[str, int], int]] | None = None,
+    ) -> None:
         self._share = share
         self._cluster = cluster
         self._topics = topics
@@ -81,6 +90,7 @@ class Run:
             predictions=topics.predictions,
             dead_letters=topics.dead_letters,
             share=share,
+            lag=lag,
         )
         self._numbers = count()
         self.sent = 0

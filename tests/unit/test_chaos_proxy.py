@@ -173,6 +173,14 @@ def test_a_rule_for_one_replica_leaves_the_others_alone(proxy: FaultProxy) -> No
         assert nothing_comes(other)
 
 
+def test_a_rule_for_a_replica_is_for_all_of_its_clients(proxy: FaultProxy) -> None:
+    proxy.add(Rule("hold", client="replica-1"))
+    for client, held in ((b"replica-1-producer", True), (b"replica-1-0", True), (b"replica-10", False)):
+        with connected(proxy) as wire:
+            wire.sendall(request(1, client=client))
+            assert nothing_comes(wire) if held else number_of(frame_of(wire)) == 1
+
+
 def test_a_rule_for_another_broker_does_nothing_here(proxy: FaultProxy) -> None:
     proxy.add(Rule("hold", broker=2))
     with connected(proxy) as wire:

@@ -266,14 +266,12 @@ def committed(offset: int | None, *, end: int = 3, topic_id: str = "id-1") -> Co
 Write = Callable[[Recorder], None]
 
 
-def promises_broken(
-    tmp_path: Path, write: Write, *, final: bool = True, exactly_once: bool = False, zombies: bool = False
-) -> list[Promise]:
+def promises_broken(tmp_path: Path, write: Write, **how: bool) -> list[Promise]:
     path = tmp_path / "history.jsonl"
     path.unlink(missing_ok=True)
     with Recorder(path) as recorder:
         write(recorder)
-    found = verify(load(path), final=final, exactly_once=exactly_once, zombies=zombies)
+    found = verify(load(path), **how)
     return [violation.promise for violation in found]
 
 
@@ -386,6 +384,38 @@ def test_an_answer_to_an_unacknowledged_input_is_neither_owed_nor_a_phantom(tmp_
 def test_a_second_answer_breaks_exactly_once_only(tmp_path: Path) -> None:
     assert promises_broken(tmp_path, lambda r: answer_in_order(r, 0, 0)) == []
     assert promises_broken(tmp_path, lambda r: answer_in_order(r, 0, 0), exactly_once=True) == ["I1"]
+
+
+def test_a_second_answer_has_no_reason_where_nothing_was_broken(tmp_path: Path) -> None:
+    assert promises_broken(tmp_path, lambda r: answer_in_order(r, 0, 1), undisturbed=True) == []
+    assert promises_broken(tmp_path, lambda r: answer_in_order(r, 0, 0), undisturbed=True) == ["I1"]
+
+
+@pytest.mark.parametrize(("through", "broken"), [(0, []), (2, []), (3, ["I2"])])
+def test_a_share_group_is_through_with_no_more_than_is_answered_or_asks_for_nothing(
+    tmp_path: Path, through: int, broken: list[Promise]
+) -> None:
+    def write(recorder: Recorder) -> None:
+        recorder.sent(message(0))
+        recorder.sent(replace(message(1), sha256=None))
+        recorder.sent(message(2))
+        sample = recorder.sample([committed(None)])
+        recorder.settled(sample, {("images", 0): through})
+        recorder.output(event(message(2)))
+        recorder.output(event(message(2)))  # a second answer is no other message's
+        recorder.checkpoint(sample)
+        recorder.output(event(message(0)))
+
+    assert promises_broken(tmp_path, write, share=True, final=False) == broken
+
+
+def test_what_a_share_group_said_proves_nothing_before_the_outputs_were_read_to_their_ends(tmp_path: Path) -> None:
+    def write(recorder: Recorder) -> None:
+        recorder.sent(message(0))
+        recorder.settled(recorder.sample([committed(None)]), {("images", 0): 1})
+        recorder.checkpoint(recorder.sample([committed(None)]))
+
+    assert promises_broken(tmp_path, write, share=True, final=False) == []
 
 
 def test_another_model_may_give_another_id_and_other_labels(tmp_path: Path) -> None:

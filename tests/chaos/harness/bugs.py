@@ -147,18 +147,8 @@ def _drop_on_limit() -> None:
 def _retry_given_up() -> None:
     """An image that its store keeps failing for is passed over without a letter."""
     from consumer.errors import StoreFailed
-    from consumer.stages.publish import Publisher
 
-    publisher: Any = Publisher
-    publish = publisher._publish_letter
-
-    def published(self: Any, rejected: Any) -> None:
-        if isinstance(rejected.error, StoreFailed):
-            self._finished(rejected)
-        else:
-            publish(self, rejected)
-
-    publisher._publish_letter = published
+    _no_letter_for(StoreFailed)
 
 
 def _event_id_from_clock() -> None:
@@ -254,6 +244,108 @@ def _keys_in_transactions() -> None:
     order.__init__ = lambda self, **_options: init(self)
 
 
+# --- share groups ---------------------------------------------------------------------------------------------------
+
+
+def _limit_ignored() -> None:
+    """Nobody minds how often a message was handed out: the broker discards it after its last time."""
+    from dataclasses import replace
+
+    from consumer import bootstrap
+
+    module: Any = bootstrap
+    rules = module._share_rules
+    module._share_rules = lambda settings: replace(rules(settings), delivery_count_limit=1_000_000)
+
+
+def _exhausted_dropped() -> None:
+    """A message that was handed out too often is acknowledged, and its letter is not written."""
+    from consumer.errors import DeliveriesExhausted
+
+    _no_letter_for(DeliveriesExhausted)
+
+
+def _unfinished_accepted() -> None:
+    """What is handed back is accepted: at a stop, what the drain did not finish."""
+    member = _share_member()
+
+    def release(self: Any, deliveries: Any, timeout_s: float) -> None:
+        self.accept(deliveries, timeout_s)
+
+    member.release = release
+
+
+def _lapsed_is_done() -> None:
+    """An image whose time is up counts as done. The broker's lock holds a little longer, and takes the word for it."""
+    from consumer.messages import Abandoned
+    from consumer.stages.publish import Publisher
+
+    publisher: Any = Publisher
+    publish = publisher._publish
+
+    def published(self: Any, outcome: Any) -> None:
+        if isinstance(outcome, Abandoned) or outcome.delivery.lease.ended:
+            self._settle(_settled(outcome.delivery))
+        else:
+            publish(self, outcome)
+
+    publisher._publish = published
+
+
+def _whole_poll_accepted() -> None:
+    """All that a poll brought is accepted with the first of it that is done."""
+    member = _share_member()
+    poll, accept = member.poll, member.accept
+
+    def polled(self: Any, timeout_s: float) -> Any:
+        self.brought = poll(self, timeout_s)
+        return self.brought
+
+    member.poll = polled
+    member.accept = lambda self, _deliveries, timeout_s: accept(self, self.brought, timeout_s)
+
+
+def _done_is_released() -> None:
+    """What is published is handed back, and comes again."""
+    member = _share_member()
+
+    def accept(self: Any, deliveries: Any, timeout_s: float) -> Mapping[Any, str]:
+        self.release(deliveries, timeout_s)
+        return {}
+
+    member.accept = accept
+
+
+def _event_id_of_the_delivery() -> None:
+    """The event id has in it how often the message was handed out."""
+    from consumer.stages import events, publish
+
+    stages: tuple[Any, Any] = (events, publish)
+    event_id, label_event = stages[0].event_id, stages[1].label_event
+
+    def labelled_event(labelled: Any, *args: Any) -> Any:
+        count = labelled.delivery.delivery_count
+        stages[0].event_id = lambda *a, **k: f"{count:02x}{event_id(*a, **k)[2:]}"  # the publisher's thread alone
+        return label_event(labelled, *args)
+
+    stages[1].label_event = labelled_event
+
+
+def _polls_no_more() -> None:
+    """A store that was down once is taken to be down from then on, and nothing more is taken."""
+    from consumer.flow import Flow
+
+    flow: Any = Flow
+    down_stores = flow.down_stores
+    known: dict[str, float] = {}
+
+    def down(self: Any) -> Mapping[str, float]:
+        known.update(down_stores(self))
+        return known
+
+    flow.down_stores = down
+
+
 def _elsewhere() -> None:
     """By `tests.crashing_replica`, which looks at the same variable."""
 
@@ -276,6 +368,15 @@ BUGS: Mapping[str, _Patch] = {
     "two-transactions": _two_transactions,
     "undone-is-forgotten": _undone_is_forgotten,
     "keys-in-transactions": _keys_in_transactions,
+    "share-accepted-before-publish": _commit_before_publish,
+    "share-limit-ignored": _limit_ignored,
+    "share-exhausted-dropped": _exhausted_dropped,
+    "share-unfinished-accepted": _unfinished_accepted,
+    "share-lapsed-is-done": _lapsed_is_done,
+    "share-whole-poll-accepted": _whole_poll_accepted,
+    "share-done-is-released": _done_is_released,
+    "share-event-id-of-the-delivery": _event_id_of_the_delivery,
+    "share-polls-no-more": _polls_no_more,
 }
 """By name."""
 
@@ -290,6 +391,28 @@ def _settled(delivery: Any) -> Any:
     from consumer.stages.publish import Settled
 
     return Settled(delivery, finished=True)
+
+
+def _share_member() -> Any:
+    from consumer.adapters.kafka.share_source import KafkaShareMember
+
+    return KafkaShareMember
+
+
+def _no_letter_for(error: type[Exception]) -> None:
+    """Messages that end so count as finished, without a letter."""
+    from consumer.stages.publish import Publisher
+
+    publisher: Any = Publisher
+    publish = publisher._publish_letter
+
+    def published(self: Any, rejected: Any) -> None:
+        if isinstance(rejected.error, error):
+            self._finished(rejected)
+        else:
+            publish(self, rejected)
+
+    publisher._publish_letter = published
 
 
 def _settling_once() -> Any:

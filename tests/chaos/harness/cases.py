@@ -10,7 +10,9 @@ from typing import Any
 from tests.chaos.harness.episode import Result
 from tests.chaos.harness.plan import (
     BROKER_NUMBERS,
+    DELIVERY_COUNT_LIMIT,
     DELIVERY_TIMEOUT,
+    LOCK_DURATION,
     SESSION_S,
     TRANSACTION_TIMEOUT_S,
     Fault,
@@ -63,6 +65,12 @@ _LONG_SESSION = {
     "OUZEL_KAFKA__CONSUMER__MAX_POLL_INTERVAL_MS": "30000",
 }
 """So that only the transaction times out."""
+_LOCKS_LAPSE: Mapping[str, Any] = {
+    "faults": (Fault(1.0, "slow model", {"replica": 0, "seconds": 4.0}, 14.0),),
+    "settings": {LOCK_DURATION: "3000", DELIVERY_COUNT_LIMIT: "3"},
+    "sizes": {"per_second": 8},
+}
+"""Every batch takes longer than the lock on its images, until the broker would hand them out no more."""
 
 CASES: tuple[Case, ...] = (
     Case("commit-before-publish", frozenset({"I1", "I2"}), _EACH_BROKER_OUT_OF_REACH, sizes=_MANY, quick=True),
@@ -178,6 +186,54 @@ CASES: tuple[Case, ...] = (
         ),
         guarantee="exactly_once",
         sizes={"keys": 0, "by_reference": 0.5},
+    ),
+    Case(
+        "share-accepted-before-publish",
+        frozenset({"I1", "I2"}),
+        (Fault(2.0, "black hole", {"replica": 0, "only": "producer", "direction": "up", "arrives_late": False}, 3.0),),
+        guarantee="share",
+        quick=True,
+    ),
+    Case("share-limit-ignored", frozenset({"I1", "I2"}), guarantee="share", **_LOCKS_LAPSE),
+    Case("share-exhausted-dropped", frozenset({"I1", "I2"}), guarantee="share", **_LOCKS_LAPSE),
+    Case(
+        "share-unfinished-accepted",
+        frozenset({"I1", "I2"}),
+        (
+            Fault(1.0, "slow model", {"replica": 0, "seconds": 8.0}, 4.0),  # past the drain
+            Fault(2.0, "replica restarted (SIGTERM)", {"replica": 0}, 0.5),
+        ),
+        guarantee="share",
+    ),
+    Case(
+        "share-lapsed-is-done",
+        frozenset({"I1", "I2"}),
+        (Fault(1.0, "slow model", {"replica": 0, "seconds": 5.5}, 6.0),),  # nine tenths of the lock are 5.4 s
+        guarantee="share",
+        settings={LOCK_DURATION: "6000"},
+    ),
+    Case(
+        "share-whole-poll-accepted",
+        frozenset({"I1", "I2"}),
+        (Fault(1.0, "slow store", {"seconds": 1.5}, 4.0),),
+        guarantee="share",
+        sizes={"by_reference": 0.5},
+    ),
+    Case("share-done-is-released", frozenset({"I1"}), (), guarantee="share", sizes={"seconds": 3.0}),
+    Case(
+        "share-event-id-of-the-delivery",
+        frozenset({"I7"}),
+        (Fault(2.0, "replica killed at a point", {"replica": 0, "point": "delivered", "count": 4}, 2.0),),
+        guarantee="share",
+        settings={LOCK_DURATION: "5000"},
+    ),
+    Case(
+        "share-polls-no-more",
+        frozenset({"I6"}),
+        (Fault(1.0, "store down", {"how": "503"}, 4.0),),
+        guarantee="share",
+        settings={LOCK_DURATION: "5000"},
+        sizes={"by_reference": 0.5, "healed_within_s": 20.0},
     ),
 )
 """Every bug of `bugs.BUGS`."""

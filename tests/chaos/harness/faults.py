@@ -207,8 +207,10 @@ class _Network(Action):
         raise NotImplementedError
 
     def rule_of(self, effect: Any, **more: Any) -> Rule:
-        """For the broker or the replica that it is about."""
+        """For the broker or the replica that it is about; `only` the replica's producer, where that is said."""
         client = self.member.name if "replica" in self.params else None
+        if "only" in self.params:
+            client = f"{client}-{self.params['only']}"
         return Rule(effect, broker=self.params.get("broker"), client=client, **more)
 
     def begin(self) -> None:

@@ -13,6 +13,9 @@ Protocol = Literal["classic", "consumer"]
 
 BROKER_NUMBERS = (1, 2, 3)
 DELIVERY_TIMEOUT = "OUZEL_KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS"
+LOCK_DURATION = "OUZEL_SHARE__LOCK_DURATION_MS"
+DELIVERY_COUNT_LIMIT = "OUZEL_SHARE__DELIVERY_COUNT_LIMIT"
+"""Of a share group. The replicas' settings; the group is told the same."""
 SESSION_S = 5.0
 """After which the group misses a silent member."""
 MAX_POLL_INTERVAL_S = 8.0

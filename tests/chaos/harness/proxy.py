@@ -46,7 +46,7 @@ class Rule:
     broker: int | None = None
     """None for all."""
     client: str | None = None
-    """A `client.id`; None for all."""
+    """A `client.id`, or what comes before a dash in it: `replica-1` has a `replica-1-producer`. None for all."""
     api: int | None = None
     """For `late`: Kafka's number of the request."""
 
@@ -54,7 +54,7 @@ class Rule:
         """Whether it is about this connection, and this way of it."""
         return (
             self.broker in (None, link.broker)
-            and self.client in (None, link.client)
+            and (self.client is None or f"{link.client}-".startswith(f"{self.client}-"))
             and (direction is None or self.direction in ("both", direction))
         )
 

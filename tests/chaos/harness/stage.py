@@ -29,6 +29,7 @@ ENTRY = "tests.chaos.harness.entry"
 _RESTART_AFTER_S = 0.5
 _ASK_AGAIN_S = 1.0
 _REQUEST_S = 10.0
+_SHARE = {plans.LOCK_DURATION: "15000", plans.DELIVERY_COUNT_LIMIT: "5"}
 
 
 class Member:
@@ -144,7 +145,8 @@ class Stage:
             wanted = {
                 "share.isolation.level": "read_committed",
                 "share.auto.offset.reset": "earliest",
-                "share.record.lock.duration.ms": "15000",
+                "share.record.lock.duration.ms": self._share_setting(plans.LOCK_DURATION),
+                "share.delivery.count.limit": self._share_setting(plans.DELIVERY_COUNT_LIMIT),
                 "share.session.timeout.ms": "45000",
             }
         elif self.plan.protocol == "consumer":
@@ -155,6 +157,9 @@ class Stage:
             ]
             resource = ConfigResource(ResourceType.GROUP, self.topics.group, incremental_configs=entries)
             self.brokers.admin().incremental_alter_configs([resource])[resource].result(20)
+
+    def _share_setting(self, name: str) -> str:
+        return self.plan.settings.get(name, _SHARE[name])
 
     def member(self, name: str) -> Member:
         """A new replica, not started."""
@@ -167,7 +172,7 @@ class Stage:
         settings = {
             "OUZEL_DELIVERY__GUARANTEE": self.plan.guarantee,
             "OUZEL_KAFKA__CLIENT__CLIENT_ID": name,
-            "OUZEL_KAFKA__PRODUCER__CLIENT_ID": name,
+            "OUZEL_KAFKA__PRODUCER__CLIENT_ID": f"{name}-producer",
             "OUZEL_KAFKA__CONSUMER__CLIENT_ID": name,
             # librdkafka's own is five minutes: partitions that are added would not be seen in a run.
             "OUZEL_KAFKA__CONSUMER__TOPIC_METADATA_REFRESH_INTERVAL_MS": "1000",
@@ -189,7 +194,7 @@ class Stage:
             "OUZEL_TRANSACTION__TIMEOUT_MS": str(int(plans.TRANSACTION_TIMEOUT_S * 1000)),
             "OUZEL_TRANSACTION__MAX_MS": "200",
             "OUZEL_TRANSACTION__ID": f"{self.topics.group}-{name}",
-            "OUZEL_SHARE__LOCK_DURATION_MS": "15000",
+            **_SHARE,
         }
         if self.plan.guarantee != "share":
             settings["OUZEL_KAFKA__GROUP_PROTOCOL"] = self.plan.protocol

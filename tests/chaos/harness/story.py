@@ -20,9 +20,12 @@ def story(history: Sequence[Line], violation: Violation, *, replay: str, seed: i
     begun_s = history[0]["at_s"] if history else 0.0
     lines: list[str] = []
     committed = ""
+    progress = "settled" if any(line["kind"] == "settled" for line in history) else "sample"
     for number, line in enumerate(history):
+        if line["kind"] in {"settled", "sample"} - {progress}:  # a share group commits no offsets
+            continue
         text = _told(line, violation)
-        if line["kind"] == "sample":  # a commit is told of once
+        if line["kind"] == progress:  # a commit is told of once
             text, committed = (None if text == committed else text), text or committed
         if text is not None:
             lines.append(f"{line['at_s'] - begun_s:9.3f} s  line {number}: {text}")
@@ -57,6 +60,9 @@ def _told(line: Line, violation: Violation) -> str | None:
             return _cut({name: value for name, value in line.items() if name not in {"headers", "labels"}})
         case "sample":
             return _of_partition(line, topic, partition, offset)
+        case "settled":
+            counts = [each[2] for each in line["counts"] if tuple(each[:2]) == (topic, partition)]
+            return f"the share group is through with {counts[0]} messages" if counts else None
         case "excused" | "ends" if (line["topic"], line["partition"]) == (topic, partition):
             return _cut(line)
         case "healed" | "reset":
