@@ -67,6 +67,7 @@ def test_every_kind_of_fault_can_be_done_and_every_bug_has_its_case() -> None:
     assert {case.name for case in CASES} == set(BUGS)
     assert {fault.kind for case in CASES for fault in case.faults} <= set(KINDS)
     assert len(BUGS) >= 10
+    assert {case.guarantee for case in CASES if case.quick} == set(GUARANTEES)
 
 
 def test_a_coordinator_is_found_as_kafka_finds_it() -> None:
