@@ -190,7 +190,10 @@ CASES: tuple[Case, ...] = (
     Case(
         "share-accepted-before-publish",
         frozenset({"I1", "I2"}),
-        (Fault(2.0, "black hole", {"replica": 0, "only": "producer", "direction": "up", "arrives_late": False}, 3.0),),
+        (
+            Fault(2.0, "black hole", {"replica": 0, "only": "producer", "direction": "up", "arrives_late": False}, 5.0),
+            Fault(6.0, "replica killed", {"replica": 0}, 0.5),
+        ),
         guarantee="share",
         quick=True,
     ),
@@ -208,14 +211,17 @@ CASES: tuple[Case, ...] = (
     Case(
         "share-lapsed-is-done",
         frozenset({"I1", "I2"}),
-        (Fault(1.0, "slow model", {"replica": 0, "seconds": 5.5}, 6.0),),  # nine tenths of the lock are 5.4 s
+        (Fault(1.0, "slow model", {"replica": 0, "seconds": 9.2}, 5.0),),  # a tenth of the lock is left as its margin
         guarantee="share",
-        settings={LOCK_DURATION: "6000"},
+        settings={LOCK_DURATION: "10000"},
     ),
     Case(
         "share-whole-poll-accepted",
         frozenset({"I1", "I2"}),
-        (Fault(1.0, "slow store", {"seconds": 1.5}, 4.0),),
+        (
+            Fault(1.0, "slow store", {"seconds": 1.5}, 5.0),
+            Fault(5.0, "replica killed", {"replica": 0}, 0.5),
+        ),
         guarantee="share",
         sizes={"by_reference": 0.5},
     ),

@@ -96,6 +96,11 @@ class _Judge:
         self._done.set()
         self._thread.join(60)
 
+    @property
+    def done_with_it(self) -> bool:
+        """Whether a seeded bug was seen: then there is nothing more to learn from the run."""
+        return bool(self._plan.bug and self.found)
+
     def _work(self) -> None:
         every_s = 1.0 if self._plan.bug else _VERIFY_EVERY_S
         while not self._done.wait(every_s):
@@ -149,9 +154,9 @@ def run_episode(
             stage.sender.start()
             say("faults")
             _play(stage, judge)
-            if not (plan.bug and judge.found):
+            if not judge.done_with_it:
                 say("healed")
-                _heal(stage, run)
+                _heal(stage, run, judge)
         result = _verdict(plan, stage, run, judge, folder, began_s)
     result.dump(folder / "result.json")
     return result
@@ -186,14 +191,14 @@ def _play(stage: Stage, judge: _Judge) -> None:
         while not playing.over or time.monotonic() - begun_s < stage.plan.seconds:
             playing.turn()
             stage.tend()
-            if stage.plan.bug and judge.found:
+            if judge.done_with_it:
                 break
             time.sleep(_TURN_S)
     finally:
         playing.heal()
 
 
-def _heal(stage: Stage, run: Run) -> None:
+def _heal(stage: Stage, run: Run, judge: _Judge) -> None:
     """No fault is left: the brokers are whole, the sender has its acknowledgements, the lag comes to zero."""
     plan = stage.plan
     stage.brokers.ensure_running()
@@ -214,6 +219,8 @@ def _heal(stage: Stage, run: Run) -> None:
     waiting = threading.Thread(target=wait, name="healing", daemon=True)
     waiting.start()
     while not no_lag.is_set() and time.monotonic() < deadline_s + 5:
+        if judge.done_with_it:
+            return
         stage.tend()
         time.sleep(_TURN_S)
     waiting.join(10)
@@ -245,7 +252,7 @@ def _until(condition: Callable[[], bool], stage: Stage, timeout_s: float) -> Non
 
 
 def _verdict(plan: Plan, stage: Stage, run: Run, judge: _Judge, folder: Path, began_s: float) -> Result:
-    early = bool(plan.bug and judge.found)
+    early = judge.done_with_it
     if early:
         history, found = load(run.history_path), judge.found
     else:
