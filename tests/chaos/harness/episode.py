@@ -169,8 +169,10 @@ def _staged(plan: Plan, brokers: Brokers, folder: Path, photographs: Sequence[Pa
         stage = Stage(plan, brokers, folder)
         stage.make_topics()
         share = plan.guarantee == "share"
-        lag = ShareLag(brokers, stage.topics.group) if share else None
-        with Run(brokers, stage.topics, folder, share=share, lag=lag) as run:
+        with (
+            contextlib.closing(ShareLag(brokers, stage.topics.group)) as lag,
+            Run(brokers, stage.topics, folder, share=share, lag=lag if share else None) as run,
+        ):
             stage.recorder = run.recorder
             stage.store = store
             stage.sender = Sender(run, plan, photographs, store)
