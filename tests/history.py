@@ -452,11 +452,11 @@ def _check_settled_are_answered(parsed: _Parsed) -> list[Violation]:
             owed_nothing = free[of] + unplaced
             if count > answers + owed_nothing and of not in told:
                 told.add(of)  # once: it stays so
-                message = (
+                text = (
                     f"the share group is through with {count} messages of {of[0]}[{of[1]}], of which {answers} have an"
                     f" answer and {owed_nothing} ask for none"
                 )
-                found.append(Violation("I2", message, line, (*of, None)))
+                found.append(Violation("I2", text, line, (*of, None)))
     return found
 
 
