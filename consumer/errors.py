@@ -64,6 +64,9 @@ from typing import ClassVar, Literal
 Family = Literal["content", "system"]
 """`content` errors are the sender's; `system` ones point at us or at a store (see the dead-letter limit)."""
 
+Denied = Literal["", "topic", "group", "transactional-id"]
+"""What a right is missing on; empty where nobody says."""
+
 
 class OuzelError(Exception):
     """The root; never raised itself."""
@@ -292,14 +295,13 @@ class TopicMissing(Fatal):
 class NotAuthorized(Fatal):
     """The broker refuses who we are, or what we may do; or one of us does not trust the other's certificate.
 
-    `denied` is the resource that a right is missing on, where the broker says so, and `topic` which topic it is.
+    `denied` is the resource that a right is missing on, where the broker says so, and `topic` which topic it is, where
+    it can be but one.
     """
 
     exit_code = 7
 
-    def __init__(
-        self, message: str, *, remedy: str = "", denied: Literal["", "topic", "group"] = "", topic: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, remedy: str = "", denied: Denied = "", topic: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.denied = denied
         self.topic = topic

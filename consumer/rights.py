@@ -128,11 +128,6 @@ def _made(topic: str) -> Iterator[Right]:
     yield Right("DescribeConfigs", "topic", topic, "to compare it with the settings")
 
 
-def transactions_of(settings: Settings) -> TransactionSettings | None:
-    """Those of a service that uses transactions."""
-    return settings.transaction if settings.delivery.guarantee == "exactly_once" else None
-
-
 def principal_of(kafka: KafkaSettings) -> str:
     """Who the service is to the broker, as far as its settings tell; `User:...` where only the broker knows."""
     user = kafka.client.get("sasl.username")
@@ -163,16 +158,30 @@ def commands(
     ]
 
 
-def named_in_full(error: Fatal, kafka: KafkaSettings, *, share: bool = False) -> Fatal:
+def rights_of(settings: Settings, role: Role = "service") -> tuple[Right, ...]:
+    """`rights`, with all that the settings say."""
+    guarantee = settings.delivery.guarantee
+    return rights(
+        settings.kafka,
+        role,
+        shadow_topic=settings.swap.shadow_topic,
+        transactions=settings.transaction if guarantee == "exactly_once" else None,
+        share=guarantee == "share",
+    )
+
+
+def named_in_full(error: Fatal, settings: Settings) -> Fatal:
     """The service's error; where a right is missing, with its name and the command that grants it."""
     if not isinstance(error, NotAuthorized) or not error.denied:
         return error
-    name = kafka.group_id if error.denied == "group" else error.topic
-    needed = rights(kafka, "service", share=share)
-    missing = [right for right in needed if (right.resource, right.name) == (error.denied, name)]
+    missing = [
+        right
+        for right in rights_of(settings)
+        if right.resource == error.denied and (error.denied != "topic" or right.name == error.topic)
+    ]
     if not missing:
         return error
-    return NotAuthorized(str(error), remedy=remedy(kafka, missing), denied=error.denied, topic=error.topic)
+    return NotAuthorized(str(error), remedy=remedy(settings.kafka, missing), denied=error.denied, topic=error.topic)
 
 
 def remedy(kafka: KafkaSettings, missing: Sequence[Right]) -> str:

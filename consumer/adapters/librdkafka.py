@@ -5,13 +5,13 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, ShareConsumer
 from confluent_kafka.admin import AdminClient
 
 from consumer.adapters.tls import tls_refusal
-from consumer.errors import BrokerUnreachable, Fatal, NotAuthorized, SettingsError, TopicMissing
+from consumer.errors import BrokerUnreachable, Denied, Fatal, NotAuthorized, SettingsError, TopicMissing
 
 T = TypeVar("T")
 
@@ -37,14 +37,12 @@ _UNREACHABLE = frozenset(
     }
 )
 _UNAUTHENTICATED = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED})
-_FORBIDDEN = frozenset(
-    {
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-    }
-)
+_DENIED: Mapping[int, Denied] = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "group",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "transactional-id",
+}
+_FORBIDDEN = frozenset({*_DENIED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 COORDINATOR_AWAY = frozenset(
     {
         KafkaError.NOT_COORDINATOR,
@@ -56,11 +54,9 @@ COORDINATOR_AWAY = frozenset(
 _NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
 
 
-def denied_by(error: KafkaError) -> Literal["", "topic", "group"]:
+def denied_by(error: KafkaError) -> Denied:
     """What a right is missing on."""
-    if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-        return "group"
-    return "topic" if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED else ""
+    return _DENIED.get(error.code(), "")
 
 
 def in_our_words(

@@ -190,11 +190,9 @@ def _share_group(settings: "Settings") -> Iterator[Finding]:
 
 
 def _rights(settings: "Settings", admin: "KafkaAdmin") -> Iterator[Finding]:
-    from consumer.rights import rights, transactions_of
+    from consumer.rights import rights_of
 
-    transactions, share = transactions_of(settings), settings.delivery.guarantee == "share"
-    shadow = settings.swap.shadow_topic
-    for right in rights(settings.kafka, "service", shadow_topic=shadow, transactions=transactions, share=share):
+    for right in rights_of(settings):
         allowed = _allowed(admin, right)
         if allowed != _ABSENT:
             yield _right(settings, right, allowed)

@@ -49,7 +49,7 @@ def run(
         try:
             run_service(settings, resume=resume, read_settings=lambda: read_settings_again(ctx), sources=sources)
         except Fatal as error:
-            end_service(named_in_full(error, settings.kafka, share=settings.delivery.guarantee == "share"))
+            end_service(named_in_full(error, settings))
         end_service()
     if since is None or until is None or group is None:
         raise typer.BadParameter("--from, --until and --group belong together: a range has a group of its own")
@@ -67,5 +67,5 @@ def run(
         try:
             run_service(settings, resume=resume, relabel=relabel, on_progress=on_progress, sources=sources)
         except Fatal as error:
-            ended_by = named_in_full(error, settings.kafka)
+            ended_by = named_in_full(error, settings)
     end_service(ended_by)

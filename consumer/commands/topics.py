@@ -134,15 +134,13 @@ def acls(
         ouzel topics acls --principal User:ouzel --command-config admin.properties | sh
     """
     from consumer.console import print_json, print_table, settings_from
-    from consumer.rights import commands, rights, transactions_of
+    from consumer.rights import commands, rights_of
 
     if ":" not in principal:
         raise typer.BadParameter(f"{principal!r} has no type; did you mean User:{principal}?", param_hint="--principal")
     settings = settings_from(ctx)
     kafka = settings.kafka
-    transactions, share = transactions_of(settings), settings.delivery.guarantee == "share"
-    shadow = settings.swap.shadow_topic
-    needed = rights(kafka, role.value, shadow_topic=shadow, transactions=transactions, share=share)
+    needed = rights_of(settings, role.value)
     if output is AclOutput.COMMANDS:
         servers = bootstrap_server or kafka.bootstrap_servers
         for line in commands(needed, principal, bootstrap_servers=servers, host=host, command_config=command_config):

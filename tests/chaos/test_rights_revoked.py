@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AclOperation, ResourceType
 
+from consumer.names import transactional_ids
 from tests.chaos.groups import answered_twice, committed, label_events, membership
 from tests.conftest import MakeTopics, Topics
 from tests.history import load, verify
@@ -21,16 +22,27 @@ AS_OUZEL = {
     "OUZEL_KAFKA__CLIENT__SASL_PASSWORD": "ouzel-secret",
 }
 
+EXACTLY_ONCE = {
+    "OUZEL_DELIVERY__GUARANTEE": "exactly_once",
+    "OUZEL_TRANSACTION__MAX_MS": "100",
+    "OUZEL_TRANSACTION__TIMEOUT_MS": "4000",
+}
+
 Right = tuple[AclOperation, ResourceType, str]
 
 
 def rights(topics: Topics) -> dict[str, Right]:
-    """All that a replica needs."""
+    """All that a replica needs, whatever its guarantee."""
     return {
         "read images": (AclOperation.READ, ResourceType.TOPIC, topics.images),
         "write predictions": (AclOperation.WRITE, ResourceType.TOPIC, topics.predictions),
         "write dead letters": (AclOperation.WRITE, ResourceType.TOPIC, topics.dead_letters),
         "read group": (AclOperation.READ, ResourceType.GROUP, topics.group),
+        "write transactions": (
+            AclOperation.WRITE,
+            ResourceType.TRANSACTIONAL_ID,
+            f"{transactional_ids(topics.group, '')}*",
+        ),
     }
 
 
@@ -44,8 +56,15 @@ def secure_topics(secure_broker: KafkaBroker, make_topics: MakeTopics) -> Topics
 
 
 @pytest.mark.parametrize(
-    ("lost", "protocol"),
-    [("write predictions", "classic"), ("read group", "classic"), ("read group", "consumer")],
+    ("lost", "protocol", "guarantee"),
+    [
+        ("write predictions", "classic", "at_least_once"),
+        ("read group", "classic", "at_least_once"),
+        ("read group", "consumer", "at_least_once"),
+        ("write predictions", "consumer", "exactly_once"),
+        ("write transactions", "consumer", "exactly_once"),
+        ("read group", "consumer", "exactly_once"),
+    ],
 )
 def test_a_right_revoked_under_load_ends_the_replica_and_its_return_labels_the_rest(
     secure_broker: KafkaBroker,
@@ -54,9 +73,11 @@ def test_a_right_revoked_under_load_ends_the_replica_and_its_return_labels_the_r
     tmp_path: Path,
     lost: str,
     protocol: Protocol,
+    guarantee: str,
 ) -> None:
     topics = secure_topics
-    settings = membership(secure_broker, topics, protocol) | AS_OUZEL
+    exactly_once = guarantee == "exactly_once"
+    settings = membership(secure_broker, topics, protocol) | AS_OUZEL | (EXACTLY_ONCE if exactly_once else {})
     right = rights(topics)[lost]
     with (
         Run(secure_broker, topics, tmp_path) as run,
@@ -77,7 +98,7 @@ def test_a_right_revoked_under_load_ends_the_replica_and_its_return_labels_the_r
         secure_broker.allow(*right)
         replica.start()
         run.healed(within_s=60)
-    run.assert_all_promises_kept()
+    run.assert_all_promises_kept(exactly_once=exactly_once)
     assert all(offset >= offsets[partition] for partition, offset in answered_twice(run.history_path))
     assert len(label_events(run.history_path)) == run.sent
 

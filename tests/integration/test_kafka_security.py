@@ -22,6 +22,7 @@ from urllib.parse import parse_qs
 import pytest
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
 
+from consumer.names import transactional_ids
 from tests.conftest import MakeTopics, Topics
 from tests.kafka_broker import Cluster, KafkaBroker
 from tests.kafka_clients import Record, read_to_end, send
@@ -45,6 +46,9 @@ _OPERATIONS = {
     "Describe": AclOperation.DESCRIBE,
     "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
 }
+_PATTERNS = {"literal": ResourcePatternType.LITERAL, "prefixed": ResourcePatternType.PREFIXED}
+
+EXACTLY_ONCE = {"OUZEL_DELIVERY__GUARANTEE": "exactly_once", "OUZEL_TRANSACTION__MAX_MS": "100"}
 
 
 # --- kafka-acls.sh --------------------------------------------------------------------------------------------------
@@ -62,6 +66,7 @@ def _kafka_acls() -> argparse.ArgumentParser:
     parser.add_argument("--cluster", action="store_const", const="kafka-cluster")
     for resource in ("topic", "group", "transactional-id"):
         parser.add_argument(f"--{resource}")
+    parser.add_argument("--resource-pattern-type", choices=_PATTERNS, default="literal")
     return parser
 
 
@@ -75,7 +80,7 @@ def bindings(command: str) -> list[AclBinding]:
         AclBinding(
             _RESOURCES[resource],
             name,
-            ResourcePatternType.LITERAL,
+            _PATTERNS[line.resource_pattern_type],
             line.allow_principal,
             line.allow_host,
             _OPERATIONS[operation],
@@ -124,8 +129,10 @@ def ouzel(where: Mapping[str, str], *arguments: str) -> subprocess.CompletedProc
     )
 
 
-def printed(cluster: Cluster, topics: Topics, principal: str, *options: str) -> list[str]:
-    answer = ouzel(environment(cluster, topics), "topics", "acls", "--principal", principal, *options)
+def printed(
+    cluster: Cluster, topics: Topics, principal: str, *options: str, settings: Mapping[str, str] | None = None
+) -> list[str]:
+    answer = ouzel(environment(cluster, topics, settings), "topics", "acls", "--principal", principal, *options)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.splitlines()
 
@@ -267,25 +274,29 @@ ssl.ca.location = "{secure_broker.doors.certificates.authority}"
 
 
 @pytest.mark.parametrize(
-    ("missing", "protocol"),
+    ("missing", "protocol", "guarantee"),
     [
-        ("images", "classic"),
-        ("predictions", "classic"),
-        ("dead_letters", "classic"),
-        ("group", "classic"),
-        ("group", "consumer"),
+        ("images", "classic", {}),
+        ("predictions", "classic", {}),
+        ("dead_letters", "classic", {}),
+        ("group", "classic", {}),
+        ("group", "consumer", {}),
+        ("group", "classic", EXACTLY_ONCE),
+        ("group", "consumer", EXACTLY_ONCE),
+        ("transactional-id", "consumer", EXACTLY_ONCE),
     ],
 )
 def test_without_any_one_of_them_it_ends_with_exit_code_7_and_names_the_right_and_the_command(
-    secure_broker: KafkaBroker, topics: Topics, image: bytes, missing: str, protocol: str
+    secure_broker: KafkaBroker, topics: Topics, image: bytes, missing: str, protocol: str, guarantee: dict[str, str]
 ) -> None:
     cluster = secure_broker.door("scram")
-    lines = printed(cluster, topics, "User:ouzel")
-    resource, name = "group" if missing == "group" else "topic", getattr(topics, missing)
-    (withheld,) = [line for line in lines if line.endswith(f"--{resource} {name}")]
-    operation = "Write" if missing in {"predictions", "dead_letters"} else "Read"
+    lines = printed(cluster, topics, "User:ouzel", settings=guarantee)
+    resource = missing if missing in {"group", "transactional-id"} else "topic"
+    name = transactional_ids(topics.group, "") if missing == "transactional-id" else getattr(topics, missing)
+    (withheld,) = [line for line in lines if [f"--{resource}", name] == _resource(line)]
+    operation = "Write" if missing in {"predictions", "dead_letters", "transactional-id"} else "Read"
     apply(secure_broker, *(line for line in lines if line != withheld))
-    with Replica(cluster, topics, settings={"OUZEL_KAFKA__GROUP_PROTOCOL": protocol}) as replica:
+    with Replica(cluster, topics, settings={"OUZEL_KAFKA__GROUP_PROTOCOL": protocol} | guarantee) as replica:
         assert replica.start().wait_exit(60) == NOT_AUTHORIZED
         last = replica.log_lines()[-1]
         assert last["error_class"] == "NotAuthorized"
@@ -297,20 +308,29 @@ def test_without_any_one_of_them_it_ends_with_exit_code_7_and_names_the_right_an
         assert_labels(secure_broker, topics, replica, image)
 
 
+def _resource(line: str) -> list[str]:
+    """The option and the name of what a printed line is about."""
+    words = shlex.split(line)
+    (at,) = [words.index(option) for option in ("--topic", "--group", "--transactional-id") if option in words]
+    return words[at : at + 2]
+
+
+@pytest.mark.parametrize("guarantee", [{}, EXACTLY_ONCE], ids=["at_least_once", "exactly_once"])
 @pytest.mark.parametrize("output", ["predictions", "dead_letters"])
 def test_a_right_that_only_the_first_record_needs_is_named_too(
-    secure_broker: KafkaBroker, topics: Topics, image: bytes, output: str
+    secure_broker: KafkaBroker, topics: Topics, image: bytes, output: str, guarantee: dict[str, str]
 ) -> None:
     cluster, topic = secure_broker.door("scram"), getattr(topics, output)
-    lines = printed(cluster, topics, "User:ouzel")
+    lines = printed(cluster, topics, "User:ouzel", settings=guarantee)
     (withheld,) = [line for line in lines if topic in shlex.split(line)]
     apply(secure_broker, *(line for line in lines if line != withheld))
     secure_broker.allow(AclOperation.DESCRIBE, ResourceType.TOPIC, topic)  # it is seen, so the start is no trouble
-    with Replica(cluster, topics) as replica:
+    with Replica(cluster, topics, settings=guarantee) as replica:
         replica.start().wait_ready()
         send(secure_broker, topics.images, [Record(image if output == "predictions" else b"no image")])
         assert replica.wait_exit(60) == NOT_AUTHORIZED
         assert withheld in replica.log_lines()[-1]["remedy"]
+        assert sum("is undone" in line["message"] for line in replica.log_lines()) <= 1, "it tried again first"
 
 
 @pytest.mark.parametrize("denied", ["images", "predictions", "dead_letters"])

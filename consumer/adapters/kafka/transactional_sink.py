@@ -22,7 +22,7 @@ from loguru import logger
 
 from consumer.adapters.kafka.sink import CALL_ERRORS, Done, hand_over
 from consumer.adapters.kafka.translate import authentication_error, delivery_error
-from consumer.adapters.librdkafka import PRODUCER_FENCED
+from consumer.adapters.librdkafka import PRODUCER_FENCED, denied_by
 from consumer.errors import (
     EventTooLarge,
     Fatal,
@@ -49,7 +49,7 @@ _TRY_AGAIN_S = 0.5
 _MOST_FENCED = 10
 _FENCED_WINDOW_S = 600.0
 _NOT_AUTHORIZED = frozenset({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
-_GROUP_NOT_AUTHORIZED = frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED})
+_OFFSETS_NOT_AUTHORIZED = frozenset({KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED})
 
 
 class _MustAbort(Exception):
@@ -78,6 +78,8 @@ class TransactionalSink:
         self._open = False
         """Whether a transaction is; begun by the first record or by the commit of offsets alone."""
         self._broken: Exception | None = None
+        self._unwritten: set[str] = set()
+        """The topics of the open transaction's records that were not written."""
         self._number = 0
         """Of the transaction: what is reported of an older one's records says nothing of this."""
         self._calling_since_s: float | None = None
@@ -167,6 +169,7 @@ class TransactionalSink:
                     return
                 told = delivery_error(error, topic)
                 if number == self._number:
+                    self._unwritten.add(topic)
                     self._broken = self._broken or told
                 done(_broken(told))
             except Exception as failure:  # nothing may escape a callback
@@ -324,11 +327,32 @@ class TransactionalSink:
                 self._overflow.clear()
             # A report of this transaction may else be taken for the next one's: librdkafka#4849.
             self._retrying(lambda: self._producer.flush(_CALL_S))
+            if self._broken is not None:
+                self._ask_why()
             self._retrying(lambda: self._producer.abort_transaction(_CALL_S))
         except (_MustAbort, _Unknown):
             self._recover()
         else:
             self._settled()
+
+    def _ask_why(self) -> None:
+        """Why the open transaction failed: reports say no more than that records were purged, and librdkafka tells it
+        to who wants to begin another one, which does nothing while one is open.
+
+        Raises:
+            NotAuthorized, SettingsError: no patience mends it.
+        """
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as error:
+            why: KafkaError = error.args[0]
+            if why.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise delivery_error(why, " or ".join(sorted(self._unwritten))) from error
+            refusal = self._refusal(why)
+            if refusal is not None:
+                raise refusal from error
+        except SystemError:
+            return  # the abort finds it
 
     def _recover(self) -> None:
         """A new producer; all that the older one of its name left open is settled. However long that takes."""
@@ -361,6 +385,7 @@ class TransactionalSink:
         self._number += 1
         self._open = False
         self._broken = None
+        self._unwritten.clear()
         self._silent = ""
         self._log_in_refused = None
         self._unresolved = False
@@ -401,12 +426,14 @@ class TransactionalSink:
         if error.code() in _NOT_AUTHORIZED:
             return NotAuthorized(
                 f"the broker refuses transactions of {self._properties['transactional.id']}: {error.str()}",
-                remedy="Write and Describe on it are needed; `ouzel topics acls` prints the commands",
+                remedy="Write on it is needed; `ouzel topics acls` prints the commands",
+                denied=denied_by(error),
             )
-        if error.code() in _GROUP_NOT_AUTHORIZED:
+        if error.code() in _OFFSETS_NOT_AUTHORIZED:
             return NotAuthorized(
                 f"the broker refuses the group's offsets: {error.str()}",
-                remedy="Read on the group is needed; `ouzel doctor` shows which right is missing",
+                remedy="Read on the group and on the input topics is needed; `ouzel doctor` shows what is missing",
+                denied=denied_by(error),
             )
         if error.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
             return SettingsError(
