@@ -63,6 +63,9 @@ class KafkaGroupView:
                 facts = self._ask(lambda future=future: future, topic=name)  # type: ignore[misc]
             except _Unknown:
                 continue
+            except BrokerUnreachable:
+                self._has_controller = False  # gone, maybe: librdkafka looks for another one every five minutes
+                raise
             found[name] = TopicFacts(str(facts.topic_id or ""), len(facts.partitions))
         return found
 
