@@ -1,8 +1,8 @@
 """Brokers that some of a replica's clients need, and that are gone or cannot be reached by these.
 
-librdkafka's call that sends a transaction's offsets ignores its time-out where the group's coordinator cannot be reached
-(librdkafka#5456, #5511): the replica ends with exit code 17, and nothing is lost or seen twice. Where a new librdkafka
-mends that, the first test here says so: its replica ends no more.
+librdkafka's call that sends a transaction's offsets ignores its time-out where the group's coordinator cannot be
+reached (librdkafka#5456, #5511): the replica ends with exit code 17, and nothing is lost or seen twice. Where a new
+librdkafka mends that, the first test here says so: its replica ends no more.
 """
 
 from collections.abc import Iterator, Mapping
