@@ -39,8 +39,8 @@ from consumer.ports import Clock, CommitResult
 _CALL_S = 5.0
 """For one call into librdkafka; it is repeated where that is allowed."""
 _STUCK_S = 15.0
-"""A call that has not come back for so long may never do: `send_offsets_to_transaction` ignores its time-out where the
-group's coordinator goes away (librdkafka#5456, #5511). It cannot be cancelled."""
+"""A call that has not come back for so long may never do: `send_offsets_to_transaction` ignores its time-out for as
+long as the group's coordinator cannot be reached (librdkafka#5456, #5511). It cannot be cancelled."""
 _SURE_S = 2.0
 """... and has not come back in this time of ours either: a process that was stopped finds its clock far ahead."""
 _END_S = 30.0

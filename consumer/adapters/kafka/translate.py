@@ -4,6 +4,7 @@ from confluent_kafka import KafkaError
 
 from consumer.adapters.librdkafka import denied_by
 from consumer.errors import (
+    Denied,
     EventTooLarge,
     Fatal,
     NotAuthorized,
@@ -32,6 +33,8 @@ _GROUP_REFUSED = {
 }
 _OF_ANOTHER_KIND = "The group id does not exist"
 """Within the text of a fatal error, whose own code is no more than that. Said of a group that is there, too."""
+_GROUP_DENIED = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED).str()
+"""The same, where a heartbeat of KIP-848 is refused."""
 _FENCED = {
     KafkaError._FATAL,
     KafkaError._FENCED,
@@ -78,12 +81,13 @@ def consumer_error(error: KafkaError, topic: str | None) -> Fatal | None:
     refusal = authentication_error(error)
     if refusal is not None:
         return refusal
-    if code in _NOT_AUTHORIZED:
+    denied: Denied = "group" if _GROUP_DENIED in error.str() else denied_by(error)
+    if denied or code in _NOT_AUTHORIZED:
         where = f" on topic {topic}" if topic else ""
         return NotAuthorized(
             f"the broker refuses us{where}: {error.str()}",
             remedy="`ouzel doctor` shows which right is missing",
-            denied=denied_by(error),
+            denied=denied,
             topic=topic or "",
         )
     if code in _GROUP_REFUSED:

@@ -1,0 +1,48 @@
+"""librdkafka's errors in our words, where a broker says them in a moment of its own choosing."""
+
+import pytest
+from confluent_kafka import KafkaError
+
+from consumer.adapters.kafka.translate import consumer_error
+from consumer.errors import Denied, Fatal, NotAuthorized
+from consumer.rights import named_in_full
+from consumer.settings import Settings
+
+# As librdkafka 2.16 said it.
+REFUSED_HEARTBEAT = (
+    "Fatal error: Broker: Group authorization failed: ConsumerGroupHeartbeat fatal error: "
+    "Broker: Group authorization failed"
+)
+
+
+def test_a_heartbeat_that_is_refused_is_a_missing_right_to_the_group() -> None:
+    found = consumer_error(KafkaError(KafkaError._FATAL, REFUSED_HEARTBEAT), None)
+    assert isinstance(found, NotAuthorized)
+    assert found.denied == "group"
+
+
+def test_any_other_fatal_error_is_no_missing_right() -> None:
+    found = consumer_error(KafkaError(KafkaError._FATAL, "Fatal error: Broker: Unknown member"), None)
+    assert type(found) is Fatal
+
+
+@pytest.mark.parametrize(
+    ("denied", "topic", "named"),
+    [
+        ("group", "", "Read on group g"),
+        ("topic", "out", "Write on topic out"),
+        ("transactional-id", "", "Write on transactional-id ouzel-g-"),
+    ],
+)
+def test_a_missing_right_is_named_with_the_command_that_grants_it(denied: Denied, topic: str, named: str) -> None:
+    settings = Settings.model_validate(
+        {"kafka": {"group_id": "g", "output_topic": "out"}, "delivery": {"guarantee": "exactly_once"}}
+    )
+    error = named_in_full(NotAuthorized("refused", denied=denied, topic=topic), settings)
+    assert f"{named} is missing" in error.remedy
+    assert "kafka-acls.sh" in error.remedy
+
+
+def test_a_topic_that_may_be_one_of_several_is_not_named_as_missing() -> None:
+    error = NotAuthorized("refused", remedy="look", denied="topic", topic="out or letters")
+    assert named_in_full(error, Settings()) is error
