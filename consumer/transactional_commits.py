@@ -227,8 +227,8 @@ class TransactionalCommits(Commits):
 
 
 def _no_transaction_ends(count: int, why: str) -> OutputRefused:
-    """What the broker says of a right that is missing, say, librdkafka tells its log alone."""
+    """Why, librdkafka may have told its log alone. A right that is missing does not come here: the sink knows it."""
     return OutputRefused(
         f"{count} transactions were undone and none was committed; the last one: {why}",
-        remedy="look at the lines of the kafka logger before this; `ouzel doctor` shows which right is missing",
+        remedy="look at what the kafka logger and the brokers' logs say before this; `ouzel doctor` looks closer",
     )

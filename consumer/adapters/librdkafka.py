@@ -32,6 +32,7 @@ _UNREACHABLE = frozenset(
         KafkaError._TIMED_OUT,
         KafkaError._TIMED_OUT_QUEUE,
         KafkaError._RESOLVE,
+        KafkaError._DESTROY_BROKER,  # the one that was asked left the cluster meanwhile
         KafkaError.BROKER_NOT_AVAILABLE,
         KafkaError.REQUEST_TIMED_OUT,
     }

@@ -4,7 +4,9 @@ import pytest
 from confluent_kafka import KafkaError
 
 from consumer.adapters.kafka.translate import consumer_error
-from consumer.errors import Denied, Fatal, NotAuthorized
+from consumer.adapters.kafka_tools.clients import translated
+from consumer.adapters.librdkafka import in_our_words
+from consumer.errors import BrokerUnreachable, Denied, Fatal, NotAuthorized
 from consumer.rights import named_in_full
 from consumer.settings import Settings
 
@@ -24,6 +26,12 @@ def test_a_heartbeat_that_is_refused_is_a_missing_right_to_the_group() -> None:
 def test_any_other_fatal_error_is_no_missing_right() -> None:
     found = consumer_error(KafkaError(KafkaError._FATAL, "Fatal error: Broker: Unknown member"), None)
     assert type(found) is Fatal
+
+
+def test_a_broker_that_left_the_cluster_while_it_was_asked_is_one_that_cannot_be_reached() -> None:
+    gone = KafkaError(KafkaError._DESTROY_BROKER, "Failed while waiting for response from broker")
+    assert isinstance(in_our_words(gone, doing="asking", servers="b:9092"), BrokerUnreachable)
+    assert isinstance(translated(gone, "asking"), BrokerUnreachable)
 
 
 @pytest.mark.parametrize(
