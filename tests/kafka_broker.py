@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -160,14 +160,20 @@ class Cluster:
 class KafkaNode:
     """A Java process of Apache Kafka, with its properties and its data in a temporary folder.
 
-    `write_properties` once, then `format`, then `launch` as often as it has ended.
+    `write_properties` once, then `format`, then `launch` as often as it has ended. `enter` comes before its commands,
+    and says in which namespaces they run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, enter: Sequence[str] = ()) -> None:
+        self._enter = tuple(enter)
         self._java = find_java()
         self._jars = fetch_jars(_JARS, say=lambda text: print(text, file=sys.stderr))
         self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-"))
         self.log_path = self._directory / "broker.log"
+        self.disk = self._directory / "disk"
+        """The folder in which its data lies."""
+        self.disk.mkdir()
+        self._formatted = False
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -176,20 +182,21 @@ class KafkaNode:
 
     def write_properties(self, lines: Mapping[str, str]) -> None:
         """Its server.properties; where its data lies is added."""
-        lines = {**lines, "log.dirs": str(self._directory / "data")}
+        lines = {**lines, "log.dirs": str(self.disk / "data")}
         self._properties_path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
 
     def _java_command(self, *arguments: str) -> list[str]:
         logging = f"-Dlog4j2.configurationFile={RESOURCES / 'log4j2.xml'}"
-        return [self._java, *_HEAP_OPTIONS, logging, "-cp", f"{self._jars}/*", *arguments]
+        return [*self._enter, self._java, *_HEAP_OPTIONS, logging, "-cp", f"{self._jars}/*", *arguments]
 
     def format(self, *options: str, timeout_s: float = 60) -> None:
         """Prepare the data folder, if there is none yet."""
-        if (self._directory / "data").exists():
+        if self._formatted:
             return
         tool = ("kafka.tools.StorageTool", "format", "-t", _STORAGE_ID, "-c", str(self._properties_path), *options)
         with self.log_path.open("ab") as log:
             subprocess.run(self._java_command(*tool), stdout=log, stderr=log, timeout=timeout_s, check=True)
+        self._formatted = True
 
     def launch(self) -> None:
         """Start the process on its data and its ports; it does not answer yet."""

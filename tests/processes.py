@@ -58,20 +58,21 @@ def free_port() -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            if _claim(port):
+            if claim(str(port)):
                 return port
 
 
-def _claim(port: int) -> bool:
+def claim(name: str) -> bool:
+    """Whether it is this process's until that ends: nobody else who claims it here gets it."""
     claims = Path(tempfile.gettempdir()) / "ouzel-test-ports"
     claims.mkdir(exist_ok=True)
-    claim = (claims / str(port)).open("ab")
+    file = (claims / name).open("ab")
     try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        claim.close()
+        file.close()
         return False
-    _ours.append(claim)  # the lock goes with the process
+    _ours.append(file)  # the lock goes with the process
     return True
 
 

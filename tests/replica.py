@@ -8,7 +8,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -54,7 +54,8 @@ class Replica:
     """One member of the group. Started by `start`; always ended by leaving the `with` block.
 
     `settings` are OUZEL_ variables over `QUICK`; `arguments` come before the command `run`, `options` after it; the
-    package `consumer` is that of `folder`.
+    package `consumer` is that of `folder`. `enter` comes before its command line and says in which namespaces it runs;
+    from out here it is reached at the address `host`.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Replica:
         folder: Path = ROOT,
         arguments: tuple[str, ...] = (),
         options: tuple[str, ...] = (),
+        enter: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="replica-")
         self.log_file = Path(self._folder.name) / "log.jsonl"
@@ -75,6 +78,8 @@ class Replica:
         self._sources = folder
         self._arguments = arguments
         self._options = options
+        self._enter = tuple(enter)
+        self._host = host
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OUZEL_")},
             **QUICK,
@@ -84,6 +89,7 @@ class Replica:
             "OUZEL_KAFKA__INPUT_TOPICS": json.dumps([topics.images]),
             "OUZEL_KAFKA__OUTPUT_TOPIC": topics.predictions,
             "OUZEL_KAFKA__DEAD_LETTER_TOPIC": topics.dead_letters,
+            "OUZEL_HEALTH__HOST": host,
             "OUZEL_HEALTH__PORT": str(self.health_port),
             "OUZEL_LOG__FORMAT": "json",
             **(settings or {}),
@@ -100,7 +106,7 @@ class Replica:
         self._environment |= settings
         with self.log_file.open("ab") as output:
             self._process = start_process(
-                [sys.executable, "-m", self._entry, *self._arguments, "run", *self._options],
+                [*self._enter, sys.executable, "-m", self._entry, *self._arguments, "run", *self._options],
                 output=output,
                 cwd=self._sources,
                 env=self._environment,
@@ -189,7 +195,7 @@ class Replica:
     def probe(self, path: str) -> tuple[int, str]:
         """Status and body of a GET at the health port; status 0 where nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self._host}:{self.health_port}/{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

@@ -4,8 +4,12 @@
     python -m tests.chaos replay build/chaos/at_least_once-1/run-0003/plan.json
     python -m tests.chaos bugs
 
-Everything that is drawn follows from the seed; what processes and networks make of it does not. A campaign that was
-stopped goes on where it was. Exits 1 where a promise was broken, or a seeded bug was not caught.
+Everything that is drawn follows from the seed and the platform; what processes and networks make of it does not. A
+campaign that was stopped goes on where it was. Exits 1 where a promise was broken, or a seeded bug was not caught.
+
+Some faults ask for more than processes: network namespaces (replicas and brokers unplugged, brokers cut off from each
+other) and small disks that can be filled, which root may make; and processes with a wall clock of their own, for which
+there must be a C compiler. `--platform auto` takes what this machine has, and says what it leaves out.
 """
 
 import argparse
@@ -20,12 +24,12 @@ from typing import get_args
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tests.chaos.harness import report
-from tests.chaos.harness.campaign import Campaign
+from tests.chaos.harness import platform, report
+from tests.chaos.harness.campaign import Campaign, load_tally, tally_path
 from tests.chaos.harness.cases import CASES
 from tests.chaos.harness.cluster import Brokers
 from tests.chaos.harness.episode import run_episode
-from tests.chaos.harness.plan import Guarantee, load_plan
+from tests.chaos.harness.plan import PLATFORM, Guarantee, Platform, load_plan
 from tests.photographs import write_small
 
 _console = Console(stderr=True)
@@ -44,6 +48,9 @@ def main() -> int:
     parser.add_argument("--replicas", type=_bounds, default=(1, 6), help="drawn for each run: 1-6")
     parser.add_argument("--partitions", type=_bounds, default=(1, 12), help="drawn for each run: 1-12")
     parser.add_argument("--apart-s", type=float, default=0.0, help="one fault at a time, and so long a rest after each")
+    parser.add_argument(
+        "--platform", default="auto", help=f"for faults that ask for it: auto, none, or some of {','.join(PLATFORM)}"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/chaos"), help="for tallies, plans and histories")
     parser.add_argument("--json", action="store_true", help="figures for programs, on stdout")
     options = parser.parse_args()
@@ -73,6 +80,7 @@ def _run(options: argparse.Namespace, photographs: list[Path]) -> int:
         folder=options.folder,
         photographs=photographs,
         apart_s=options.apart_s,
+        platform=_platform(options),
     )
     columns = (
         TextColumn("{task.description}"),
@@ -90,12 +98,27 @@ def _run(options: argparse.Namespace, photographs: list[Path]) -> int:
     return 1 if campaign.tally.broken else 0
 
 
+def _platform(options: argparse.Namespace) -> tuple[Platform, ...]:
+    """A campaign goes on with what it began with."""
+    earlier = tally_path(options.folder, options.guarantee, options.seed, apart_s=options.apart_s)
+    if options.platform != "auto":
+        return platform.chosen(options.platform)
+    if earlier.exists():
+        found = load_tally(earlier).platform
+        platform.require(found, str(earlier))
+        return found
+    _console.print("\n".join(platform.told()), markup=False)
+    return platform.possible()
+
+
 def _replay(path: Path, photographs: list[Path]) -> int:
     """The same plan once more, in a folder beside it."""
     folder = path.parent.with_name(f"{path.parent.name}-again")
-    with Brokers() as brokers:
+    plan = load_plan(path)
+    platform.require(plan.platform, str(path))
+    with Brokers(plan.platform) as brokers:
         shutil.rmtree(folder, ignore_errors=True)
-        result = run_episode(load_plan(path), brokers, folder, photographs, say=_console.print)
+        result = run_episode(plan, brokers, folder, photographs, say=_console.print)
     for text in result.stories:
         _console.print(text, markup=False)
     counts = replace(result, stories=(), faults=())

@@ -13,9 +13,9 @@ from rich.progress import Progress
 
 from tests.chaos.harness.cluster import Brokers
 from tests.chaos.harness.episode import Result, run_episode
-from tests.chaos.harness.plan import Guarantee, draw_plan
+from tests.chaos.harness.plan import Guarantee, Platform, draw_plan
 
-FAULTS_A_RUN = (20, 40)
+FAULTS_A_RUN = (40, 80)
 _BROKERS_LAST_RUNS = 10
 """A cluster is made anew after so many runs, so that what they left behind does not slow the later ones."""
 _GIVE_UP = 3
@@ -33,6 +33,8 @@ class Tally:
     partitions: tuple[int, int]
     apart_s: float = 0.0
     """Rest after each fault, with one at a time; 0: several at once."""
+    platform: tuple[Platform, ...] = ()
+    """What of the machine its faults used; see `plan.Plan`."""
     episodes: int = 0
     seconds: float = 0.0
     inputs: int = 0
@@ -85,7 +87,13 @@ class Tally:
 def load_tally(path: Path) -> Tally:
     """What an earlier run left."""
     found = json.loads(path.read_text())
-    return Tally(**found | {name: tuple(found[name]) for name in ("replicas", "partitions")})
+    pairs = {name: tuple(found[name]) for name in ("replicas", "partitions", "platform") if name in found}
+    return Tally(**found | pairs)
+
+
+def tally_path(folder: Path, guarantee: str, seed: int, *, apart_s: float = 0.0) -> Path:
+    """Where a campaign keeps its tally."""
+    return folder / f"{guarantee}-{seed}{'-apart' if apart_s else ''}" / "tally.json"
 
 
 class Campaign:
@@ -101,18 +109,22 @@ class Campaign:
         folder: Path,
         photographs: Sequence[Path],
         apart_s: float = 0.0,
+        platform: tuple[Platform, ...] = (),
     ) -> None:
         self._guarantee = guarantee
-        self._folder = folder / f"{guarantee}-{seed}{'-apart' if apart_s else ''}"
+        self._path = tally_path(folder, guarantee, seed, apart_s=apart_s)
+        self._folder = self._path.parent
         self._photographs = photographs
-        self._path = self._folder / "tally.json"
-        self.tally = Tally(guarantee, seed, replicas, partitions, apart_s)
+        self.tally = Tally(guarantee, seed, replicas, partitions, apart_s, platform)
         if self._path.exists():
             found = load_tally(self._path)
             if (found.replicas, found.partitions, found.apart_s) != (replicas, partitions, apart_s):
                 raise SystemExit(
                     f"{self._path} is of other sizes ({found.replicas}, {found.partitions}): another --folder"
                 )
+            if found.platform != platform:
+                begun = ",".join(found.platform) or "none"
+                raise SystemExit(f"{self._path} is of another platform: --platform {begun} goes on with it")
             self.tally = found
 
     def run(self, faults: int, progress: Progress, *, say: Callable[[str], None] = lambda _: None) -> None:
@@ -124,7 +136,7 @@ class Campaign:
         task = progress.add_task(f"{self._guarantee}", total=faults, completed=min(self.tally.done, faults))
         given_up = 0
         while self.tally.done < faults:
-            with Brokers() as brokers:
+            with Brokers(self.tally.platform) as brokers:
                 for _ in range(_BROKERS_LAST_RUNS):
                     if self.tally.done >= faults:
                         break
@@ -148,6 +160,7 @@ class Campaign:
             replicas=tally.replicas,
             partitions=tally.partitions,
             apart_s=tally.apart_s,
+            platform=tally.platform,
         )
         about = f"run {number} (seed {seed}, {plan.replicas} replicas, {plan.partitions} partitions)"
         progress.update(task, description=f"{self._guarantee}: {about}")

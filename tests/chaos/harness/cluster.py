@@ -1,14 +1,18 @@
-"""A controller and three brokers of Apache Kafka, behind a fault proxy."""
+"""A controller and three brokers of Apache Kafka, behind a fault proxy; each broker in namespaces of its own where the
+platform has them."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
 from confluent_kafka import KafkaException
 
-from tests.chaos.harness.proxy import FaultProxy
+from tests.chaos.harness.disk import SmallDisk
+from tests.chaos.harness.namespaces import Network, Room, Seat, Wire
+from tests.chaos.harness.plan import BROKER_SESSION_S, Platform
+from tests.chaos.harness.proxy import LOOPBACK, FaultProxy
 from tests.kafka_broker import BASE_PROPERTIES, Cluster, KafkaNode
 from tests.processes import free_port, tail, wait_until
 
@@ -22,6 +26,7 @@ _PROPERTIES = {
     **{name: value for name, value in BASE_PROPERTIES.items() if name not in {"process.roles", "node.id"}},
     "listener.security.protocol.map": "INTERNAL:PLAINTEXT,CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "inter.broker.listener.name": "INTERNAL",
+    "broker.session.timeout.ms": str(int(BROKER_SESSION_S * 1000)),
     "default.replication.factor": "3",
     "min.insync.replicas": "2",
     "offsets.topic.replication.factor": "3",
@@ -47,20 +52,41 @@ _PROPERTIES = {
 class Brokers(Cluster):
     """Replication 3, min ISR 2, for topics and for the coordinators' own.
 
-    Used as a `Cluster` it is reached directly: that is for who watches. `clients` is the same cluster as the replicas
-    under test reach it, by way of `proxy`.
+    Used as a `Cluster` it is reached directly, as the brokers reach each other: that is for who watches and who sends.
+    `clients` is the same cluster as the replicas under test reach it, by way of `proxy`.
+
+    Args:
+        platform: with `namespaces` each broker has a network namespace, and `network` has seats for the replicas too;
+            the controller, the proxy and the store stay on this machine's end of it. With `disk` each has a small disk.
+            Without, all is on loopback.
     """
 
-    def __init__(self) -> None:
-        self._ports = {number: free_port() for number in BROKERS}
-        self.proxy = FaultProxy({number: free_port() for number in BROKERS})
-        self.clients = Cluster(_addresses(self.proxy.ports))
-        super().__init__(_addresses(self._ports))
-        self.nodes = {number: KafkaNode() for number in BROKERS}
+    def __init__(self, platform: Sequence[Platform] = ()) -> None:
+        self.platform = tuple(platform)
+        self.network = Network() if "namespaces" in platform else None
+        self._rooms: dict[int, Room] = {}
+        self._disks: dict[int, SmallDisk] = {}
+        self.nodes: dict[int, KafkaNode] = {}
+        try:
+            self._make()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _make(self) -> None:
+        for number in BROKERS:
+            self._make_node(number)
+        peers = {number: (self._address(number, "peers"), free_port()) for number in BROKERS}
+        upstream = {number: (self._address(number, "clients"), free_port()) for number in BROKERS}
+        self._upstream = upstream
+        self.proxy = FaultProxy({number: free_port() for number in BROKERS}, host=self.host("clients"))
+        proxied = {number: (self.host("clients"), port) for number, port in self.proxy.ports.items()}
+        self.clients = Cluster(_addresses(proxied))
+        super().__init__(_addresses(peers))
         self.controller = KafkaNode()
-        controller_port = free_port()
+        controller = f"{self.host('peers')}:{free_port()}"
         quorum = {
-            "controller.quorum.voters": f"{CONTROLLER}@127.0.0.1:{controller_port}",
+            "controller.quorum.voters": f"{CONTROLLER}@{controller}",
             "controller.listener.names": "CONTROLLER",
         }
         self.controller.write_properties(
@@ -69,24 +95,53 @@ class Brokers(Cluster):
             | {
                 "process.roles": "controller",
                 "node.id": str(CONTROLLER),
-                "listeners": f"CONTROLLER://127.0.0.1:{controller_port}",
+                "listeners": f"CONTROLLER://{controller}",
             }
         )
-        upstream = {}
         for number, node in self.nodes.items():
-            internal = f"INTERNAL://127.0.0.1:{self._ports[number]}"
-            upstream[number] = free_port()
+            internal = "INTERNAL://{}:{}".format(*peers[number])
             node.write_properties(
                 _PROPERTIES
                 | quorum
                 | {
                     "process.roles": "broker",
                     "node.id": str(number),
-                    "listeners": f"{internal},CLIENT://127.0.0.1:{upstream[number]}",
-                    "advertised.listeners": f"{internal},CLIENT://127.0.0.1:{self.proxy.ports[number]}",
+                    "listeners": ",".join((internal, "CLIENT://{}:{}".format(*upstream[number]))),
+                    "advertised.listeners": ",".join((internal, "CLIENT://{}:{}".format(*proxied[number]))),
                 }
             )
-        self._upstream = upstream
+
+    def _make_node(self, number: int) -> None:
+        small_disk = "disk" in self.platform
+        room: Room | None = None
+        if self.network is not None:
+            room = self.network.seat("peers", "clients", mounts=small_disk)
+        elif small_disk:
+            room = Room(network=False, mounts=True)
+        if room is not None:
+            self._rooms[number] = room
+        node = self.nodes[number] = KafkaNode(enter=room.enter if room is not None else ())
+        if small_disk and room is not None:
+            self._disks[number] = SmallDisk(room, node.disk)
+
+    # --- where things are -------------------------------------------------------------------------------------------
+
+    def host(self, wire: Wire) -> str:
+        """The address at which this process is reached, by brokers and replicas."""
+        return LOOPBACK if self.network is None else self.network.address(wire)
+
+    def _address(self, number: int, wire: Wire) -> str:
+        return LOOPBACK if self.network is None else self.seat(number).addresses[wire]
+
+    def seat(self, number: int) -> Seat:
+        """A broker's, where there are network namespaces."""
+        room = self._rooms[number]
+        assert isinstance(room, Seat)
+        return room
+
+    def disk(self, number: int) -> SmallDisk:
+        """A broker's, where there are small disks."""
+        return self._disks[number]
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -97,13 +152,18 @@ class Brokers(Cluster):
             list(threads.map(lambda node: node.format(timeout_s=timeout_s), nodes))
         for node in nodes:
             node.launch()
-        self.proxy.start(self._upstream)
+        ports = {number: port for number, (_, port) in self._upstream.items()}
+        self.proxy.start(ports, {number: host for number, (host, _) in self._upstream.items()})
         self.wait_whole(timeout_s=timeout_s)
         return self
 
     def ensure_running(self, *, timeout_s: float = 120) -> None:
         """Undo whatever was done to them, and wait until all are whole again."""
         self.proxy.clear()
+        if self.network is not None:
+            self.network.plug_all()
+        for disk in self._disks.values():
+            disk.clear()
         for node in (self.controller, *self.nodes.values()):
             node.resume()
             if not node.running:
@@ -133,8 +193,16 @@ class Brokers(Cluster):
     def close(self) -> None:
         """Kill all of them and remove their data."""
         self.proxy.close()
-        for node in (self.controller, *self.nodes.values()):
+        self.controller.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        for node in self.nodes.values():
             node.close()
+        for room in self._rooms.values():
+            room.close()
+        if self.network is not None:
+            self.network.close()
 
     def __enter__(self) -> Self:
         try:
@@ -171,5 +239,5 @@ def coordinator_partition(name: str, partitions: int) -> int:
     return (0 if signed == -(1 << 31) else abs(signed)) % partitions
 
 
-def _addresses(ports: Mapping[int, int]) -> str:
-    return ",".join(f"127.0.0.1:{port}" for port in ports.values())
+def _addresses(places: Mapping[int, tuple[str, int]]) -> str:
+    return ",".join(f"{host}:{port}" for host, port in places.values())

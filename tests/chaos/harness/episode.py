@@ -14,7 +14,7 @@ from confluent_kafka import IsolationLevel, KafkaException
 
 from tests.chaos.harness.cluster import Brokers
 from tests.chaos.harness.faults import Playing
-from tests.chaos.harness.plan import Plan
+from tests.chaos.harness.plan import KINDS, Plan
 from tests.chaos.harness.recovery import recoveries
 from tests.chaos.harness.sender import Sender, Store
 from tests.chaos.harness.stage import Stage
@@ -136,7 +136,11 @@ def run_episode(
     """Play a plan in `folder` (made, with `plan.json`, `history.jsonl`, logs and `result.json`) and judge it.
 
     With a seeded bug it ends with the first broken promise.
+
+    Raises:
+        ValueError: it asks for more of the platform than `brokers` have, or its faults for more than it says.
     """
+    _check_platform(plan, brokers)
     began_s = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     plan.dump(folder / "plan.json")
@@ -162,9 +166,17 @@ def run_episode(
     return result
 
 
+def _check_platform(plan: Plan, brokers: Brokers) -> None:
+    needed = {need for fault in plan.faults if (need := KINDS[fault.kind].needs)}
+    if missing := needed - set(plan.platform):
+        raise ValueError(f"the plan has faults that need {', '.join(sorted(missing))}, and does not say so")
+    if missing := set(plan.platform) - set(brokers.platform):
+        raise ValueError(f"the brokers were made without {', '.join(sorted(missing))}")
+
+
 @contextlib.contextmanager
 def _staged(plan: Plan, brokers: Brokers, folder: Path, photographs: Sequence[Path]) -> Iterator[tuple[Stage, Run]]:
-    with Store(photographs) as store:
+    with Store(photographs, host=brokers.host("clients")) as store:
         # The run opens its recorder at once, and the stage names the topics that it watches.
         stage = Stage(plan, brokers, folder)
         stage.make_topics()

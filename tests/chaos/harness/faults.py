@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tests.chaos.harness.namespaces import WIRES, Wire
 from tests.chaos.harness.plan import APIS, Fault
 from tests.chaos.harness.proxy import Rule
 from tests.chaos.harness.stage import Member, Stage
@@ -141,6 +142,22 @@ class _Storm(Action):
             self._leave(self._here.pop())
 
 
+class _ReplicaUnplugged(Action):
+    def begin(self) -> None:
+        self.member.unplug()
+
+    def end(self) -> None:
+        self.member.plug()
+
+
+class _ClockStep(Action):
+    def begin(self) -> None:
+        self.member.step_clock(self.params["seconds"])
+
+    def end(self) -> None:
+        self.member.step_clock(0.0)
+
+
 # --- brokers --------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +213,41 @@ class _CoordinatorMoved(_Broker):
         else:
             found = self.stage.brokers.coordinator(group)
         return self.stage.brokers.nodes[found or 1]
+
+
+class _BrokerUnplugged(Action):
+    """Packets vanish: no connection ends, and what was sent arrives when the kernel sends it again."""
+
+    wires: tuple[Wire, ...] = WIRES
+
+    def begin(self) -> None:
+        self._seat = self.stage.brokers.seat(self.params["broker"])
+        self._seat.unplug(*self.wires)
+
+    def end(self) -> None:
+        self._seat.plug()
+
+
+class _BrokerCutOff(_BrokerUnplugged):
+    """From the other brokers and the controller; clients still reach it, and it believes that it leads."""
+
+    wires = ("peers",)
+
+
+class _DiskFull(_Broker):
+    """It ends when it finds that it can write no more, and is started again once there is room."""
+
+    def begin(self) -> None:
+        self._node = self.node()
+        self._disk = self.stage.brokers.disk(self.params["broker"])
+        self._disk.fill()
+
+    def tick(self, now_s: float) -> None:
+        self._disk.fill()  # what Kafka has deleted meanwhile
+
+    def end(self) -> None:
+        self._disk.clear()
+        super().end()
 
 
 # --- the network ----------------------------------------------------------------------------------------------------
@@ -299,6 +351,11 @@ ACTIONS: Mapping[str, Callable[[Stage, Fault], Action]] = {
     "store fails for some": _Store,
     "poison": _Poison,
     "resumed after the dead-letter limit (SIGUSR1)": _Resumed,
+    "replica unplugged": _ReplicaUnplugged,
+    "broker unplugged": _BrokerUnplugged,
+    "broker cut off from its peers": _BrokerCutOff,
+    "disk full": _DiskFull,
+    "clock step": _ClockStep,
 }
 """By the names of `plan.KINDS`."""
 

@@ -10,6 +10,10 @@ from typing import Any, Literal
 Guarantee = Literal["at_least_once", "exactly_once", "share"]
 GUARANTEES: tuple[Guarantee, ...] = ("at_least_once", "exactly_once", "share")
 Protocol = Literal["classic", "consumer"]
+Platform = Literal["namespaces", "disk", "clock"]
+"""What some kinds of fault ask of the machine: network namespaces, small disks of their own, processes with a wall
+clock of their own."""
+PLATFORM: tuple[Platform, ...] = ("namespaces", "disk", "clock")
 
 BROKER_NUMBERS = (1, 2, 3)
 DELIVERY_TIMEOUT = "OUZEL_KAFKA__PRODUCER__DELIVERY_TIMEOUT_MS"
@@ -24,6 +28,8 @@ TRANSACTION_TIMEOUT_S = 6.0
 _PAST_SESSION_S = (SESSION_S + 1.0, SESSION_S + 4.0)
 _PAST_TRANSACTION_S = (TRANSACTION_TIMEOUT_S + 2.0, TRANSACTION_TIMEOUT_S + 5.0)
 _FIRST_S = 2.0
+BROKER_SESSION_S = 6.0
+"""After which the controller fences a silent broker: `broker.session.timeout.ms` of the brokers."""
 _GAP_S = 0.5
 """Between two faults of one thing."""
 _MEAN_GAP_S = 1.5
@@ -154,6 +160,12 @@ def _network(low_s: float, high_s: float, **choices: Sequence[Any]) -> Draw:
     return draw
 
 
+def _clock(dice: random.Random, sizes: Sizes) -> Drawn:
+    number = _replica(dice, sizes)
+    params = {"replica": number, "seconds": dice.choice((-3600, -300, 300, 3600))}
+    return Drawn(params, _seconds(dice, 2, 8), (f"replica {number}",))
+
+
 def _late(dice: random.Random, sizes: Sizes) -> Drawn:
     api = dice.choice(_APIS_OF[sizes.guarantee])
     number = _replica(dice, sizes)
@@ -170,6 +182,8 @@ class Kind:
     guarantees: tuple[Guarantee, ...] = GUARANTEES
     makes_zombies: bool = False
     """Whether a replica may be held past its session, and what it had in hand be written later (I4)."""
+    needs: Platform | None = None
+    """What it asks of the machine: only plans that have it draw it."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -207,18 +221,33 @@ KINDS: Mapping[str, Kind] = {
     "store fails for some": Kind(_of_all("store", 2, 6, every=(2, 3))),
     "poison": Kind(_of_all("poison", 0, 0, count=(5, 20))),
     "resumed after the dead-letter limit (SIGUSR1)": Kind(_of_replica(0, 0), weight=0),  # by hand only
+    "replica unplugged": Kind(_of_replica(2, 12), weight=4, makes_zombies=True, needs="namespaces"),
+    "broker unplugged": Kind(_of_broker(2, 12), weight=3, makes_zombies=True, needs="namespaces"),
+    "broker cut off from its peers": Kind(
+        _of_broker(2, BROKER_SESSION_S + 8), weight=4, makes_zombies=True, needs="namespaces"
+    ),
+    "disk full": Kind(_of_broker(3, 8), weight=2, makes_zombies=True, needs="disk"),
+    "clock step": Kind(_clock, weight=2, makes_zombies=True, needs="clock"),
 }
 """By name. What `begin` and `end` mean for each is in `faults`."""
 
 
 def schedule(
-    seed: int, faults: int, guarantee: Guarantee, replicas: int, partitions: int, *, apart_s: float = 0.0
+    seed: int,
+    faults: int,
+    guarantee: Guarantee,
+    replicas: int,
+    partitions: int,
+    *,
+    apart_s: float = 0.0,
+    platform: Sequence[Platform] = (),
 ) -> tuple[Fault, ...]:
     """So many faults, several at once; equal arguments give equal schedules. Each ends by itself. With `apart_s` there
-    is one at a time, and so long a rest after each: then a recovery is that of one fault."""
+    is one at a time, and so long a rest after each: then a recovery is that of one fault. Of the kinds that need
+    something of the machine it draws those for which `platform` has it."""
     dice = random.Random(f"schedule {seed}")  # a text is hashed the same in every process
     sizes = Sizes(guarantee, replicas, partitions)
-    names = [name for name, kind in KINDS.items() if guarantee in kind.guarantees]
+    names = [name for name, kind in KINDS.items() if guarantee in kind.guarantees and kind.needs in (None, *platform)]
     weights = [KINDS[name].weight for name in names]
     found: list[Fault] = []
     at_s = _FIRST_S
@@ -273,6 +302,8 @@ class Plan:
     """Of the replicas, over the harness's own."""
     bug: str = ""
     """A seeded bug of `bugs`."""
+    platform: tuple[Platform, ...] = ()
+    """What it asks of the machine: it runs nowhere else."""
 
     @property
     def zombies(self) -> bool:
@@ -293,7 +324,8 @@ def load_plan(path: Path) -> Plan:
     """What `Plan.dump` wrote."""
     found = json.loads(path.read_text())
     faults = tuple(Fault(**fault | {"claims": tuple(fault["claims"])}) for fault in found.pop("faults"))
-    return Plan(**found, faults=faults)
+    platform = tuple(found.pop("platform", ()))
+    return Plan(**found, faults=faults, platform=platform)
 
 
 def draw_plan(
@@ -304,8 +336,10 @@ def draw_plan(
     replicas: tuple[int, int] = (1, 6),
     partitions: tuple[int, int] = (1, 12),
     apart_s: float = 0.0,
+    platform: tuple[Platform, ...] = (),
 ) -> Plan:
-    """A run of so many faults, its sizes drawn from the seed between the bounds, both included."""
+    """A run of so many faults, its sizes drawn from the seed between the bounds, both included. With another `platform`
+    the same seed has other faults, of the same sizes."""
     dice = random.Random(f"sizes {seed}")
     members, parts = dice.randint(*replicas), dice.randint(*partitions)
     settings = {
@@ -322,10 +356,11 @@ def draw_plan(
         seed=seed,
         replicas=members,
         partitions=parts,
-        faults=schedule(seed, faults, guarantee, members, parts, apart_s=apart_s),
+        faults=schedule(seed, faults, guarantee, members, parts, apart_s=apart_s, platform=platform),
         protocol=dice.choice(("classic", "consumer")),
         per_second=dice.choice((20, 40, 60)),
         keys=dice.choice((0, 5, 50)),
         by_reference=dice.choice((0.0, 0.3, 0.6)),
         settings=settings,
+        platform=platform,
     )

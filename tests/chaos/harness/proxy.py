@@ -19,6 +19,7 @@ Direction = Literal["up", "down", "both"]
 """`up` is from the client to the broker."""
 Effect = Literal["delay", "rate", "hold", "reset", "cut", "late"]
 
+LOOPBACK = "127.0.0.1"
 _HEADER = struct.Struct(">i")
 _MAX_FRAME_BYTES = 128 * 1024 * 1024
 _QUEUE_FRAMES = 256
@@ -84,11 +85,12 @@ class _Link:
 
 
 class FaultProxy:
-    """Listens on `ports` (by broker); `start` says where the brokers are. Rules may come and go at any time, from any
-    thread."""
+    """Listens on `ports` (by broker) of `host`; `start` says where the brokers are. Rules may come and go at any time,
+    from any thread."""
 
-    def __init__(self, ports: Mapping[int, int]) -> None:
+    def __init__(self, ports: Mapping[int, int], *, host: str = LOOPBACK) -> None:
         self.ports = dict(ports)
+        self._host = host
         self._rules: dict[int, Rule] = {}
         self._numbers = itertools.count(1)
         self._links: set[_Link] = set()
@@ -99,10 +101,11 @@ class FaultProxy:
 
     # --- any thread -------------------------------------------------------------------------------------------------
 
-    def start(self, upstream: Mapping[int, int]) -> None:
-        """Listen; `upstream` has the brokers' ports."""
+    def start(self, upstream: Mapping[int, int], hosts: Mapping[int, str] | None = None) -> None:
+        """Listen; `upstream` has the brokers' ports, `hosts` their addresses where that is not loopback."""
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(dict(upstream)), self._loop).result(10)
+        places = {broker: ((hosts or {}).get(broker, LOOPBACK), port) for broker, port in upstream.items()}
+        asyncio.run_coroutine_threadsafe(self._listen(places), self._loop).result(10)
 
     def add(self, rule: Rule) -> int:
         """From now on; returns its number."""
@@ -139,7 +142,7 @@ class FaultProxy:
         self._changed = asyncio.Event()
         self._loop.run_forever()
 
-    async def _listen(self, upstream: dict[int, int]) -> None:
+    async def _listen(self, upstream: Mapping[int, tuple[str, int]]) -> None:
         for broker, port in self.ports.items():
 
             async def accepted(
@@ -147,7 +150,7 @@ class FaultProxy:
             ) -> None:
                 await self._connect(broker, upstream[broker], reader, writer)
 
-            self._servers.append(await asyncio.start_server(accepted, "127.0.0.1", port, limit=1024 * 1024))
+            self._servers.append(await asyncio.start_server(accepted, self._host, port, limit=1024 * 1024))
 
     async def _put(self, number: int, rule: Rule | None) -> None:
         if rule is None:
@@ -173,10 +176,10 @@ class FaultProxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connect(
-        self, broker: int, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, broker: int, upstream: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         try:
-            broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", port, limit=1024 * 1024)
+            broker_reader, broker_writer = await asyncio.open_connection(*upstream, limit=1024 * 1024)
         except OSError:
             writer.transport.abort()  # the broker is away: so is what stands for it
             return

@@ -17,6 +17,7 @@ def figures(tally: Tally) -> dict[str, Any]:
     return {
         "guarantee": tally.guarantee,
         "seed": tally.seed,
+        "platform": list(tally.platform),
         "runs": tally.episodes,
         "seconds": tally.seconds,
         "faults": tally.done,
@@ -44,7 +45,9 @@ def _quantiles(values: list[float]) -> dict[str, float | None]:
 def table(tally: Tally) -> RenderableType:
     """For people."""
     found = figures(tally)
-    rows = Table(title=f"{tally.guarantee}, seed {tally.seed}: seconds from a fault's end to recovery")
+    platform = ", ".join(tally.platform) or "none"
+    title = f"{tally.guarantee}, seed {tally.seed}, platform {platform}: seconds from a fault's end to recovery"
+    rows = Table(title=title)
     rows.add_column("fault")
     for name in ("faults", "p50", "p95", "max"):
         rows.add_column(name, justify="right")

@@ -21,10 +21,11 @@ _STEP_S = 0.02
 
 
 class Store:
-    """Photographs over HTTP, well or badly served: `mode` is `ok`, `slow`, `503`, `stall`, `reset` or `some`."""
+    """Photographs over HTTP at the address `host`, well or badly served: `mode` is `ok`, `slow`, `503`, `stall`, `reset`
+    or `some`."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._server = HttpServer()
+    def __init__(self, paths: Sequence[Path], *, host: str) -> None:
+        self._server = HttpServer(host=host)
         self._mode = "ok"
         self._slow_s = 0.0
         self._every = 2
@@ -33,7 +34,8 @@ class Store:
             self._server.routes[f"/{number}.jpg"] = self._failing(number, answer(path.read_bytes()))
         self._server.routes["/huge.jpg"] = answer(b"\xff\xd8" + b"x" * MAX_IMAGE_BYTES)
         self.origin = self._server.origin
-        self.host = f"127.0.0.1:{self._server.port}"
+        self.host = f"{host}:{self._server.port}"
+        self.network = f"{host}/32"
 
     def tell(self, mode: str, *, slow_s: float = 0.0, every: int = 2) -> None:
         """From now on. What stalls is let go."""

@@ -16,9 +16,12 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from tests.chaos.harness import plan as plans
+from tests.chaos.harness.clock import WallClock
 from tests.chaos.harness.cluster import Brokers
 from tests.chaos.harness.entry import Told
+from tests.chaos.harness.namespaces import Seat
 from tests.chaos.harness.plan import Plan
+from tests.chaos.harness.proxy import LOOPBACK
 from tests.chaos.harness.sender import MAX_IMAGE_BYTES, Sender, Store
 from tests.conftest import Topics
 from tests.history import Recorder
@@ -33,11 +36,16 @@ _SHARE = {plans.LOCK_DURATION: "15000", plans.DELIVERY_COUNT_LIMIT: "5"}
 
 
 class Member:
-    """One replica under supervision: while it is `wanted` and not `stopped`, it is started again when it ends."""
+    """One replica under supervision: while it is `wanted` and not `stopped`, it is started again when it ends. `seat`
+    is its place at the network and `clock` its wall clock, where the platform has them."""
 
-    def __init__(self, name: str, replica: Replica, folder: Path) -> None:
+    def __init__(
+        self, name: str, replica: Replica, folder: Path, *, seat: Seat | None = None, clock: WallClock | None = None
+    ) -> None:
         self.name = name
         self._replica = replica
+        self._seat = seat
+        self._clock = clock
         self._control = folder / f"{name}.control.json"
         replica.log_file = folder / f"{name}.log"
         self._numbers = itertools.count(1)
@@ -111,10 +119,27 @@ class Member:
         self._told = Told(number=next(self._numbers), **what)
         self._told.tell(self._control)
 
+    def unplug(self) -> None:
+        """Nothing that it sends arrives, and nothing comes, until `plug`."""
+        assert self._seat is not None, "there are no network namespaces"
+        self._seat.unplug()
+
+    def plug(self) -> None:
+        """Undoes `unplug`."""
+        if self._seat is not None:
+            self._seat.plug()
+
+    def step_clock(self, ahead_s: float) -> None:
+        """Its wall clock is so much ahead of the machine's from now on; behind where negative."""
+        assert self._clock is not None, "it has no wall clock of its own"
+        self._clock.step(ahead_s)
+
     def close(self) -> None:
         """End it."""
         self.wanted = False
         self._replica.close()
+        if self._seat is not None:
+            self._seat.close()
 
 
 class Stage:
@@ -165,8 +190,18 @@ class Stage:
         """A new replica, not started."""
         settings = self._settings(name)
         control = {"OUZEL_TEST_CONTROL": str(self.folder / f"{name}.control.json"), "OUZEL_TEST_BUG": self.plan.bug}
-        replica = Replica(self.brokers.clients, self.topics, settings=settings | control, entry=ENTRY)
-        return Member(name, replica, self.folder)
+        clock = WallClock(self.folder / f"{name}.clock") if "clock" in self.plan.platform else None
+        network = self.brokers.network
+        seat = network.seat("clients") if network is not None else None
+        replica = Replica(
+            self.brokers.clients,
+            self.topics,
+            settings=settings | control | dict(clock.environment if clock else {}),
+            entry=ENTRY,
+            enter=seat.enter if seat else (),
+            host=seat.addresses["clients"] if seat else LOOPBACK,
+        )
+        return Member(name, replica, self.folder, seat=seat, clock=clock)
 
     def _settings(self, name: str) -> dict[str, str]:
         settings = {
@@ -182,7 +217,7 @@ class Stage:
             "OUZEL_PIPELINE__MAX_UNCOMMITTED_MESSAGES": "250",
             "OUZEL_STORES__HTTP__HOSTS": json.dumps([self.store.host]),
             "OUZEL_STORES__HTTP__SCHEMES": "http",
-            "OUZEL_STORES__HTTP__ALLOW_NETWORKS": "127.0.0.1/32",
+            "OUZEL_STORES__HTTP__ALLOW_NETWORKS": self.store.network,
             "OUZEL_STORES__MAX_IMAGE_BYTES": str(MAX_IMAGE_BYTES),
             "OUZEL_STORES__FETCH_DEADLINE_MS": "2000",
             "OUZEL_RETRY__MAX_ATTEMPTS": "3",
