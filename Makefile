@@ -80,9 +80,10 @@ FAULTS ?= 1000
 GUARANTEE ?= at_least_once
 REPLICAS ?= 1-6
 PARTITIONS ?= 1-12
-chaos: $(DEV_STAMP)  ## FAULTS random faults on three brokers (1,000); GUARANTEE=, SEED=, REPLICAS=1-6, PARTITIONS=1-12
+PLATFORM ?= auto
+chaos: $(DEV_STAMP)  ## FAULTS random faults on three brokers (1,000); GUARANTEE=, SEED=, REPLICAS=, PARTITIONS=, PLATFORM=
 	$(BIN)/python -m tests.chaos --guarantee $(GUARANTEE) --seed $(SEED) --faults $(FAULTS) \
-	  --replicas $(REPLICAS) --partitions $(PARTITIONS)
+	  --replicas $(REPLICAS) --partitions $(PARTITIONS) --platform $(PLATFORM)
 
 chaos-bugs: $(DEV_STAMP)  ## Every seeded bug, by the schedule that shows it, and that schedule without the bug
 	$(BIN)/python -m tests.chaos bugs

@@ -71,6 +71,8 @@ def with_figures(text: str, found: Sequence[Report]) -> str:
 def _row(report: Report) -> str:
     every = report["recovery_s"]["all"]
     command = f"python -m tests.chaos --guarantee {report['guarantee']} --seed {report['seed']}"
+    if "platform" in report:
+        command += f" --platform {','.join(report['platform']) or 'none'}"
     cells = (
         f"`{report['guarantee']}`",
         f"{report['runs']:,}",

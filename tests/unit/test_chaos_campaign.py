@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.chaos.harness.campaign import Campaign, Tally, load_tally
+from tests.chaos.harness.campaign import Campaign, Tally, load_tally, tally_path
 from tests.chaos.harness.episode import Result
 from tests.chaos.harness.report import figures, table
 
@@ -43,6 +43,13 @@ def test_a_campaign_goes_on_where_it_was_and_not_with_other_sizes(tmp_path: Path
     assert load_tally(folder / "tally.json") == tally
     went_on = Campaign("share", 3, replicas=(1, 2), partitions=(1, 4), folder=tmp_path, photographs=[])
     assert went_on.tally == tally
+    path = tally_path(tmp_path, "share", 3)
+    path.write_text(json.dumps({name: value for name, value in asdict(tally).items() if name != "platform"}))
+    assert load_tally(path) == tally  # written before there were platforms
+    with pytest.raises(SystemExit, match="--platform none goes on with it"):
+        Campaign(
+            "share", 3, replicas=(1, 2), partitions=(1, 4), folder=tmp_path, photographs=[], platform=("disk", "clock")
+        )
     with pytest.raises(SystemExit, match="other sizes"):
         Campaign("share", 3, replicas=(1, 3), partitions=(1, 4), folder=tmp_path, photographs=[])
 
@@ -57,3 +64,11 @@ def test_its_figures_are_told_by_kind_of_fault() -> None:
     text = console.export_text()
     assert "images[0]@3 was never answered" in text
     assert "4 faults, 100 inputs" in text
+
+
+def test_its_platform_is_told() -> None:
+    tally = Tally("at_least_once", 1, (1, 6), (1, 12), platform=("namespaces", "disk"))
+    assert figures(tally)["platform"] == ["namespaces", "disk"]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(table(tally))
+    assert "platform namespaces, disk" in console.export_text()

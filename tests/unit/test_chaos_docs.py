@@ -43,3 +43,10 @@ def test_long_runs_are_told_with_their_command() -> None:
         "`python -m tests.chaos --guarantee share --seed 7 --faults 1000` |"
     ) in text
     assert text.count("<!-- chaos:end -->") == 1
+
+
+def test_a_command_names_the_platform_that_its_run_had() -> None:
+    text = (DOCS / "guarantees.md").read_text()
+    for platform, said in ([], "none"), (["namespaces", "clock"], "namespaces,clock"):
+        found = with_figures(text, [REPORT | {"platform": platform}])
+        assert f"--seed 7 --platform {said} --faults 1000`" in found

@@ -21,8 +21,8 @@ _STEP_S = 0.02
 
 
 class Store:
-    """Photographs over HTTP at the address `host`, well or badly served: `mode` is `ok`, `slow`, `503`, `stall`, `reset`
-    or `some`."""
+    """Photographs over HTTP at the address `host`, well or badly served: `mode` is `ok`, `slow`, `503`, `stall`,
+    `reset` or `some`."""
 
     def __init__(self, paths: Sequence[Path], *, host: str) -> None:
         self._server = HttpServer(host=host)
