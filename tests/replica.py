@@ -33,6 +33,8 @@ QUICK_CLASSIC = {
 """A killed member is missed after 6 s instead of 45 (under KIP-848 the broker's setting says so: 6 s in ours), and a
 rebalance is noticed at the next heartbeat."""
 
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever the environment says of proxies
+
 CRASHING = "tests.crashing_replica"
 """The entry that kills itself at OUZEL_TEST_CRASH_AT (see there)."""
 
@@ -195,7 +197,7 @@ class Replica:
     def probe(self, path: str) -> tuple[int, str]:
         """Status and body of a GET at the health port; status 0 where nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://{self._host}:{self.health_port}/{path}", timeout=5) as answer:
+            with _direct.open(f"http://{self._host}:{self.health_port}/{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

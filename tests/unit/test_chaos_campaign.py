@@ -71,4 +71,4 @@ def test_its_platform_is_told() -> None:
     assert figures(tally)["platform"] == ["namespaces", "disk"]
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table(tally))
-    assert "platform namespaces, disk" in console.export_text()
+    assert "platform: namespaces, disk" in console.export_text()

@@ -55,7 +55,7 @@ def test_long_schedules_have_every_kind_of_their_guarantee() -> None:
 
 def test_what_needs_the_platform_is_drawn_only_where_the_plan_has_it() -> None:
     for given in ((), *((each,) for each in PLATFORM), PLATFORM):
-        plan = draw_plan("exactly_once", 3, 300, platform=given)
+        plan = draw_plan("exactly_once", 3, 500, replicas=(3, 6), platform=given)
         assert plan.platform == given
         assert {need for fault in plan.faults if (need := KINDS[fault.kind].needs)} == set(given)
 

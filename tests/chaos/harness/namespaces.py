@@ -66,7 +66,7 @@ class Room:
         kinds = [f"--{kind}" for kind, wanted in (("net", network), ("mount", mounts)) if wanted]
         command = [tool("unshare"), *kinds, tool("sleep"), "infinity"]
         with tempfile.TemporaryFile() as said:
-            self._holder = start_process(command, output=said)  # type: ignore[arg-type]
+            self._holder = start_process(command, output=said)
 
             def made() -> bool:
                 if self._holder.poll() is not None:

@@ -45,9 +45,7 @@ def _quantiles(values: list[float]) -> dict[str, float | None]:
 def table(tally: Tally) -> RenderableType:
     """For people."""
     found = figures(tally)
-    platform = ", ".join(tally.platform) or "none"
-    title = f"{tally.guarantee}, seed {tally.seed}, platform {platform}: seconds from a fault's end to recovery"
-    rows = Table(title=title)
+    rows = Table(title=f"{tally.guarantee}, seed {tally.seed}: seconds from a fault's end to recovery")
     rows.add_column("fault")
     for name in ("faults", "p50", "p95", "max"):
         rows.add_column(name, justify="right")
@@ -60,6 +58,7 @@ def table(tally: Tally) -> RenderableType:
         f"{tally.uncommitted} records that only read_uncommitted sees"
     )
     more = [
+        f"platform: {', '.join(tally.platform) or 'none'}",
         f"replicas that ended by themselves, by exit code: {_counts(tally.exits)}",
         f"dead letters of whole photographs: {_counts(tally.good_letters)}",
         f"runs that broke a promise: {len(tally.broken)}",
