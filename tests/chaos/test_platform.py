@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from tests.chaos.harness.plan import BROKER_SESSION_S, PLATFORM, SESSION_S, Faul
 from tests.chaos.harness.platform import why_not
 from tests.conftest import or_skip
 from tests.history import Line, load
+from tests.kafka_broker import Cluster
 from tests.processes import wait_until
 
 LONG_S = 30.0
@@ -115,10 +116,13 @@ def test_a_full_disk_takes_nothing_until_it_is_cleared(tmp_path: Path) -> None:
     try:
         disk = SmallDisk(room, tmp_path, size_bytes=1024 * 1024)
         command = [*room.enter, sys.executable, "-c", f"open('{tmp_path}/file', 'wb').write(bytes(10_000))"]
+        first = room.outside(tmp_path) / "first"
+        first.write_bytes(bytes(10_000))
         disk.fill()
         assert disk.free_bytes == 0
         full = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "No space left on device" in full.stderr
+        assert first.read_bytes() == bytes(10_000)
         disk.clear()
         assert subprocess.run(command, check=False).returncode == 0
     finally:
@@ -182,37 +186,44 @@ def test_librdkafka_s_waits_are_by_the_wall_clock(tmp_path: Path) -> None:
 
 
 class Watch:
-    """What is seen of the cluster from outside."""
+    """What is seen of the cluster from outside while a run goes on."""
 
-    def __init__(self, admin: AdminClient) -> None:
-        self._admin = admin
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self.out_of_sync: set[int] = set()
         """Brokers that some partition had not in its ISR."""
         self.members: set[frozenset[str]] = set()
         """Client ids of a group, as they were at one time."""
 
-    def _run(self) -> None:
+    def _replicas(self, admin: AdminClient) -> None:
+        for topic in admin.list_topics(timeout=2).topics.values():
+            for partition in topic.partitions.values():
+                self.out_of_sync |= set(partition.replicas) - set(partition.isrs)
+
+    def _groups(self, admin: AdminClient) -> None:
+        groups = [group.group_id for group in admin.list_consumer_groups(request_timeout=2).result(3).valid]
+        for answer in admin.describe_consumer_groups(groups, request_timeout=2).values() if groups else ():
+            self.members.add(frozenset(member.client_id for member in answer.result(3).members))
+
+    def _look(self, what: Callable[[AdminClient], None]) -> None:
+        admin = AdminClient(self._cluster.client_properties(socket_timeout_ms=2000))
         while not self._stopping.wait(0.2):
             with suppress(KafkaException, TimeoutError):
-                for topic in self._admin.list_topics(timeout=2).topics.values():
-                    for partition in topic.partitions.values():
-                        self.out_of_sync |= set(partition.replicas) - set(partition.isrs)
-                groups = [group.group_id for group in self._admin.list_consumer_groups().result(2).valid]
-                if groups:
-                    answers = self._admin.describe_consumer_groups(groups, request_timeout=2).values()
-                    found = [answer.result(2).members for answer in answers]
-                    self.members |= {frozenset(member.client_id for member in members) for members in found}
+                what(admin)
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        self._thread.start()
+        looks = (self._replicas, self._groups)
+        threads = [threading.Thread(target=self._look, args=[look], daemon=True) for look in looks]
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
             self._stopping.set()
-            self._thread.join(LONG_S)
+            for thread in threads:
+                thread.join(LONG_S)
 
 
 @pytest.mark.kafka
@@ -222,12 +233,12 @@ def test_what_only_the_platform_can_do_breaks_no_promise(small_photographs: list
         Fault(2.0, "replica unplugged", {"replica": 0}, SESSION_S + 5.0),
         Fault(4.0, "clock step", {"replica": 1, "seconds": AHEAD_S}, 6.0),
         Fault(16.0, "broker cut off from its peers", {"broker": 1}, BROKER_SESSION_S + 6.0),
-        Fault(34.0, "disk full", {"broker": 2}, 6.0),
-        Fault(46.0, "broker unplugged", {"broker": 3}, BROKER_SESSION_S + 4.0),
+        Fault(36.0, "disk full", {"broker": 2}, 6.0),
+        Fault(54.0, "broker unplugged", {"broker": 3}, BROKER_SESSION_S + 6.0),
     )
     plan = Plan("exactly_once", 0, replicas=2, partitions=4, faults=faults, platform=PLATFORM)
     with or_skip(lambda: Brokers(PLATFORM)) as brokers:
-        watch = Watch(AdminClient(brokers.client_properties()))
+        watch = Watch(brokers)
         with watch.on():
             result = run_episode(plan, brokers, tmp_path / "run", small_photographs)
         log = brokers.nodes[2].log_path.read_text(errors="replace")

@@ -1,14 +1,13 @@
 """A small disk that can be filled: a tmpfs in the mount namespace of the process that writes to it."""
 
-import errno
+import contextlib
 import os
 from pathlib import Path
 
-from tests.chaos.harness.namespaces import Room
+from tests.chaos.harness.namespaces import NotPossible, Room
 
 SIZE_BYTES = 512 * 1024 * 1024
-"""A broker writes about 100 MB in a long run. The kernel holds no more than what is written."""
-_BALLAST = "ballast"
+"""Several times what a broker writes in a long run. The kernel holds no more than what is written."""
 
 
 class SmallDisk:
@@ -19,7 +18,10 @@ class SmallDisk:
     """
 
     def __init__(self, room: Room, path: Path, *, size_bytes: int = SIZE_BYTES) -> None:
-        room.run("mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=0755", "tmpfs", str(path))
+        self._room = room
+        self._path = str(path)
+        self._size_bytes = size_bytes
+        room.run("mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=0755", "tmpfs", self._path)
         self._folder = room.outside(path)
 
     @property
@@ -30,23 +32,20 @@ class SmallDisk:
 
     @property
     def used_bytes(self) -> int:
-        """What is written, ballast and all."""
+        """What is written."""
         found = os.statvfs(self._folder)
         return (found.f_blocks - found.f_bfree) * found.f_frsize
 
     def fill(self) -> None:
-        """Nothing can be written any more, until somebody frees something: call it again then."""
-        file = os.open(self._folder / _BALLAST, os.O_WRONLY | os.O_CREAT, 0o644)
-        try:
-            while free_bytes := self.free_bytes:
-                try:
-                    os.posix_fallocate(file, os.fstat(file).st_size, free_bytes)
-                except OSError as error:  # somebody else wrote meanwhile
-                    if error.errno != errno.ENOSPC:
-                        raise
-        finally:
-            os.close(file)
+        """Takes what is free away, by making the disk no larger than what is on it. Call it again while it shall be
+        full: what the process deletes would be room, and a write may come between."""
+        if self.free_bytes:
+            with contextlib.suppress(NotPossible):  # more is on it by now
+                self._resize(max(1, self.used_bytes))
 
     def clear(self) -> None:
-        """No ballast."""
-        (self._folder / _BALLAST).unlink(missing_ok=True)
+        """There is room again."""
+        self._resize(self._size_bytes)
+
+    def _resize(self, size_bytes: int) -> None:
+        self._room.run("mount", "-o", f"remount,size={size_bytes}", self._path)
