@@ -140,8 +140,8 @@ def delivery_error(error: KafkaError, topic: str) -> Exception:
     if code in _UNKNOWN_TOPIC:
         return TopicMissing(f"topic {topic} does not exist", remedy="ouzel topics create")
     if code in _REFUSED:
-        return OutputRefused(
-            f"{topic} refuses our records: {error.str()}",
-            remedy=f"{topic} needs cleanup.policy=delete (records may have no key); see `ouzel topics describe`",
-        )
+        remedy = f"{topic} needs cleanup.policy=delete (records may have no key); see `ouzel topics describe`"
+        if code == KafkaError.INVALID_TIMESTAMP:
+            remedy = f"set this machine's clock: {topic} takes no times so far from the broker's (message.timestamp.*)"
+        return OutputRefused(f"{topic} refuses our records: {error.str()}", remedy=remedy)
     return OutputUnavailable(f"{topic} was not written, or we cannot know: {error.str()}")
