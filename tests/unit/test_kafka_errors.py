@@ -3,10 +3,10 @@
 import pytest
 from confluent_kafka import KafkaError
 
-from consumer.adapters.kafka.translate import consumer_error
+from consumer.adapters.kafka.translate import consumer_error, delivery_error
 from consumer.adapters.kafka_tools.clients import translated
 from consumer.adapters.librdkafka import in_our_words
-from consumer.errors import BrokerUnreachable, Denied, Fatal, NotAuthorized
+from consumer.errors import BrokerUnreachable, Denied, Fatal, NotAuthorized, OutputRefused
 from consumer.rights import named_in_full
 from consumer.settings import Settings
 
@@ -54,3 +54,18 @@ def test_a_missing_right_is_named_with_the_command_that_grants_it(denied: Denied
 def test_a_topic_that_may_be_one_of_several_is_not_named_as_missing() -> None:
     error = NotAuthorized("refused", remedy="look", denied="topic", topic="out or letters")
     assert named_in_full(error, Settings()) is error
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (KafkaError.INVALID_TIMESTAMP, "set this machine's clock"),
+        (KafkaError.INVALID_RECORD, "cleanup.policy=delete"),
+        (KafkaError.POLICY_VIOLATION, "cleanup.policy=delete"),
+    ],
+)
+def test_a_record_that_is_refused_for_good_says_what_to_change(code: int, remedy: str) -> None:
+    error = delivery_error(KafkaError(code), "predictions")
+    assert isinstance(error, OutputRefused)
+    assert error.exit_code == 8
+    assert remedy in error.remedy
