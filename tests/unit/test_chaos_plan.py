@@ -4,6 +4,8 @@ import hashlib
 import json
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,8 +13,20 @@ from tests.chaos.harness import platform
 from tests.chaos.harness.bugs import BUGS
 from tests.chaos.harness.cases import CASES
 from tests.chaos.harness.cluster import coordinator_partition
+from tests.chaos.harness.episode import run_episode
 from tests.chaos.harness.faults import ACTIONS
-from tests.chaos.harness.plan import GUARANTEES, KINDS, PLATFORM, Guarantee, draw_plan, load_plan, schedule
+from tests.chaos.harness.plan import (
+    GUARANTEES,
+    KINDS,
+    PLATFORM,
+    Fault,
+    Guarantee,
+    Plan,
+    Platform,
+    draw_plan,
+    load_plan,
+    schedule,
+)
 
 
 def test_equal_seeds_give_equal_schedules_and_others_give_others() -> None:
@@ -94,6 +108,16 @@ def test_a_plan_is_refused_where_the_platform_lacks_what_it_asks_for(monkeypatch
     with pytest.raises(SystemExit, match="--platform: moon: take auto, none, or of namespaces, disk, clock"):
         platform.chosen("moon")
     assert "disk: left out: mount: permission denied" in platform.told()
+
+
+def test_a_plan_does_not_run_on_brokers_that_lack_what_it_asks_for(tmp_path: Path) -> None:
+    fault = Fault(1.0, "disk full", {"broker": 1}, 1.0)
+    brokers: Any = SimpleNamespace(platform=("namespaces",))
+    platforms: tuple[tuple[Platform, ...], ...] = ((), ("disk",))
+    for given, said in zip(platforms, ("does not say so", "made without disk"), strict=True):
+        plan = Plan("share", 1, 1, 1, (fault,), platform=given)
+        with pytest.raises(ValueError, match=said):
+            run_episode(plan, brokers, tmp_path / "run", [])
 
 
 def test_sizes_are_drawn_within_their_bounds() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.chaos.harness.namespaces import NotPossible, Room
 
 SIZE_BYTES = 512 * 1024 * 1024
-"""Several times what a broker writes in a long run. The kernel holds no more than what is written."""
+"""Many times what a broker writes (8 MB for 3,000 messages). The kernel holds no more than what is written."""
 
 
 class SmallDisk:
