@@ -29,7 +29,7 @@ MESSAGES_A_TURN = 200
 
 
 class Leases:
-    """Only the owner's thread calls it."""
+    """Only the owner's thread calls it, but for `find_starts`."""
 
     def __init__(
         self,

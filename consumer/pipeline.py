@@ -8,7 +8,7 @@ The way of a message, and of what comes of it:
 
     source ──> leases.take ──> flow ──> publisher ──> (the inbox) ──> leases.finish ──> commits ──> the group
 
-What the owner sees to is in parts, each for one thing, and only this thread calls them:
+What the owner sees to is in parts, each for one thing, called by this thread (but for what asks the broker):
 
     leases                   what is ours, where it begins, and the books of it
     commits                  how what is finished reaches the group; `transactional_commits` where it is exactly once
@@ -104,7 +104,7 @@ class Pipeline(Owner[_Broken]):
             commits=self._commits,
             clock=clock,
             rules=rules,
-            in_range=parts is not None,
+            relabels=parts is not None,
         )
         self._stalls = StallWatch(
             source=source,

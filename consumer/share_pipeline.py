@@ -356,9 +356,9 @@ class SharePipeline(Owner[_Polled]):
             self._begin(polled)
 
     def _note_topic(self, name: str, topic_id: str) -> None:
-        before = self._topic_ids.get(name)
-        self._topic_ids[name] = topic_id
-        if before is not None and before != topic_id:
+        before = self._topic_ids.get(name, "")
+        self._topic_ids[name] = topic_id or before
+        if before and topic_id and before != topic_id:
             logger.error("topic {} was made anew: its old work is discarded", name)
             for delivery, _ in self._in_hand.values():
                 if delivery.partition.topic == name:

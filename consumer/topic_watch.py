@@ -28,16 +28,16 @@ class TopicWatch:
         commits: Commits,
         clock: Clock,
         rules: Rules,
-        in_range: bool,
+        relabels: bool,
     ) -> None:
-        """With `in_range` a range is relabelled: it means nothing in another topic."""
+        """With `relabels` a range is relabelled: it means nothing in another topic."""
         self._view = view
         self._questions = questions
         self._leases = leases
         self._commits = commits
         self._clock = clock
         self._rules = rules
-        self._in_range = in_range
+        self._relabels = relabels
         self._absences = Absences(rules.topic_gone_s)
         self._check_at_s = 0.0
         self._lost_at_s: dict[Partition, tuple[PartitionLedger, float]] = {}
@@ -70,7 +70,7 @@ class TopicWatch:
             point = points.get(partition)
             if point is None:  # the topic is away; `check` ends the wait
                 ask_again()
-            elif point.topic_id != ledger.lease.topic_id:
+            elif _differ(point.topic_id, ledger.lease.topic_id):
                 self._topic_made_anew([partition])
             elif point.offset < ledger.next_offset:  # the log was cut short: these offsets come again, as new messages
                 if self._commits.transactional:
@@ -103,10 +103,7 @@ class TopicWatch:
         made_anew = [
             partition
             for partition, ledger in self._leases.ledgers.items()
-            if (facts := found.get(partition.topic)) is not None
-            and facts.topic_id
-            and ledger.lease.topic_id
-            and facts.topic_id != ledger.lease.topic_id
+            if (facts := found.get(partition.topic)) is not None and _differ(facts.topic_id, ledger.lease.topic_id)
         ]
         if made_anew:
             self._topic_made_anew(made_anew)
@@ -114,10 +111,15 @@ class TopicWatch:
     def _topic_made_anew(self, partitions: Sequence[Partition]) -> None:
         """The topic was deleted and made again: its old work means nothing, and it starts at its beginning."""
         logger.error("topic made anew under {}: its old work is discarded", ", ".join(map(str, partitions)))
-        if self._in_range:
+        if self._relabels:
             raise range_gone(partitions[0].topic)
         if self._commits.transactional:
             self._commits.undo("a topic was made anew")  # what goes on finds that by the topic's id
             return
         self._leases.begin_anew(partitions)
         self._leases.ask_starts(partitions, recreated=True)
+
+
+def _differ(topic_id: str, other: str) -> bool:
+    """Whether they are ids of two topics; one that is not known says nothing."""
+    return bool(topic_id and other) and topic_id != other

@@ -1,12 +1,18 @@
 """librdkafka's errors in our words, where a broker says them in a moment of its own choosing."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from confluent_kafka import KafkaError
 
+from consumer.adapters.kafka.group_view import KafkaGroupView
+from consumer.adapters.kafka.source import KafkaSource
 from consumer.adapters.kafka.translate import consumer_error, delivery_error
 from consumer.adapters.kafka_tools.clients import translated
 from consumer.adapters.librdkafka import in_our_words
-from consumer.errors import BrokerUnreachable, Denied, Fatal, NotAuthorized, OutputRefused
+from consumer.clock import SystemClock
+from consumer.errors import BrokerUnreachable, Denied, Fatal, InstanceFenced, NotAuthorized, OutputRefused
 from consumer.rights import named_in_full
 from consumer.settings import Settings
 
@@ -69,3 +75,40 @@ def test_a_record_that_is_refused_for_good_says_what_to_change(code: int, remedy
     assert isinstance(error, OutputRefused)
     assert error.exit_code == 8
     assert remedy in error.remedy
+
+
+def test_a_static_member_that_is_refused_is_told_of_the_right_and_not_of_another_member() -> None:
+    source = KafkaSource({"group.id": "g", "group.instance.id": "one"}, ["t"], clock=SystemClock())
+    try:
+        refused = source._fatal(KafkaError(KafkaError._FATAL, REFUSED_HEARTBEAT), None)
+        assert isinstance(refused, NotAuthorized)
+        fenced = source._fatal(KafkaError(KafkaError._FATAL, "Fatal error: Broker: Static consumer fenced"), None)
+        assert isinstance(fenced, InstanceFenced)
+    finally:
+        source.close()
+
+
+def test_a_cluster_that_gave_topic_ids_is_not_believed_when_it_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster loses its controller in moments of its own choosing: here one is played."""
+    view = KafkaGroupView({"bootstrap.servers": "b:9092"}, group_id="g", timeout_ms=100)
+    topic = SimpleNamespace(partitions={0: None}, error=None)
+    metadata = SimpleNamespace(controller_id=1, brokers={1: None}, topics={"t": topic}, cluster_id="c")
+    described: Any = SimpleNamespace(topic_id="abc", partitions=[0])
+    monkeypatch.setattr(view, "_metadata", lambda: metadata)
+    monkeypatch.setattr(view, "_ask", lambda *_args, **_kwargs: described)
+    monkeypatch.setattr(view._admin, "describe_topics", lambda *_args, **_kwargs: {"t": None}, raising=False)
+    assert view.topics(["t"])["t"].topic_id == "abc"
+
+    def away(*_args: Any, **_kwargs: Any) -> Any:
+        raise BrokerUnreachable("no answer")
+
+    monkeypatch.setattr(view, "_ask", away)
+    with pytest.raises(BrokerUnreachable, match="no answer"):
+        view.topics(["t"])
+    metadata.controller_id = -1
+    with pytest.raises(BrokerUnreachable, match="no controller"):
+        view.topics(["t"])
+    metadata.controller_id = 1
+    monkeypatch.setattr(view, "_ask", lambda *_args, **_kwargs: described)
+    assert view.topics(["t"])["t"].topic_id == "abc"
+    view.close()

@@ -28,6 +28,7 @@ T = TypeVar("T")
 _GROUP_HAS_MEMBERS = frozenset(
     {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS}
 )
+_NO_CONTROLLER = "none where it is elected anew; else look at the controllers' logs"
 
 
 class KafkaGroupView:
@@ -44,6 +45,7 @@ class KafkaGroupView:
         self._group_id = group_id
         self._timeout_s = timeout_ms / 1000
         self._has_controller = False
+        self._gave_ids = False
 
     def cluster_id(self) -> str:
         """See the port."""
@@ -55,6 +57,8 @@ class KafkaGroupView:
             metadata = self._metadata()
             self._has_controller = metadata.controller_id in metadata.brokers
         if not self._has_controller:
+            if self._gave_ids:  # a topic that seems to have none now would be taken for another one
+                raise BrokerUnreachable(f"{self._servers}: the cluster has no controller now", remedy=_NO_CONTROLLER)
             return self._topics_by_metadata(names)
         futures = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout_s)
         found: dict[str, TopicFacts] = {}
@@ -67,6 +71,7 @@ class KafkaGroupView:
                 self._has_controller = False  # gone, maybe: librdkafka looks for another one every five minutes
                 raise
             found[name] = TopicFacts(str(facts.topic_id or ""), len(facts.partitions))
+            self._gave_ids = True
         return found
 
     def _topics_by_metadata(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:

@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Throt
 from loguru import logger
 
 from consumer.adapters.kafka.translate import consumer_error, is_fenced
-from consumer.errors import Fatal, InstanceFenced, Retryable
+from consumer.errors import Fatal, InstanceFenced, NotAuthorized, Retryable, SettingsError
 from consumer.log import rate_limited
 from consumer.messages import CommitPoint, Delivery, Headers, Lease, Partition, TimestampType
 from consumer.ports import AssignmentListener, Clock, CommitResult, OffsetLost
@@ -215,12 +215,13 @@ class KafkaSource:
     def _fatal(self, error: KafkaError, topic: str | None) -> Fatal | None:
         """What ends the process; None for what may pass. A lost instance id shows in a commit or in a message,
         whichever is answered first."""
-        if is_fenced(error) and self._static:
+        told = consumer_error(error, topic)
+        if is_fenced(error) and self._static and not isinstance(told, NotAuthorized | SettingsError):
             return InstanceFenced(
                 f"another member of the group uses the same group.instance.id: {error.str()}",
                 remedy="give each replica its own kafka.group_instance_id, for example with {hostname}",
             )
-        return consumer_error(error, topic)
+        return told
 
     # --- commits ----------------------------------------------------------------------------------------------------
 

@@ -250,7 +250,7 @@ class TransactionalSink:
         with self._changed:
             if not self._changed.wait_for(lambda: not self._busy, timeout_s):
                 return False
-        return self._answer is None or not self._answer.undone
+        return self._failure is None and (self._answer is None or not self._answer.undone)
 
     @property
     def unresolved(self) -> bool:
@@ -269,17 +269,20 @@ class TransactionalSink:
             work = self._work.get()
             if work is None:
                 return
-            try:
-                work()
-            except Fatal as error:
-                self._failure = error
-            except Exception as error:
-                logger.opt(exception=error).error("a transaction failed")
-                self._failure = Fatal(f"transactions cannot go on: {error}", remedy="start the replica again")
+            self._noting_failure(work)
+
+    def _noting_failure(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Fatal as error:
+            self._failure = error
+        except Exception as error:
+            logger.opt(exception=error).error("a transaction failed")
+            self._failure = Fatal(f"transactions cannot go on: {error}", remedy="start the replica again")
 
     def _end_and_tell(self, points: Mapping[Partition, CommitPoint], me: Any) -> None:
         try:
-            self._end(points, me)
+            self._noting_failure(lambda: self._end(points, me))
         finally:
             with self._changed:
                 self._busy = False  # by no other work: a commit may be sent while that ends
