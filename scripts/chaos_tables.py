@@ -1,9 +1,11 @@
 """The chaos harness's figures in the docs, from what it wrote: python -m scripts.chaos_tables
 
     python -m tests.chaos --guarantee share --seed 1 --faults 1000 --json > docs/figures/chaos-share.json
+    python -m tests.chaos --guarantee share --apart-s 15 --faults 100 --json > docs/figures/chaos-share-apart.json
 
-Recovery times stand in docs/operations.md, each in a cell behind a marker that names the kind of fault; the sums of the
-long runs in docs/guarantees.md, between markers:
+The sums of the long runs stand in docs/guarantees.md, between markers. Recovery times are in docs/operations.md, each
+in a cell behind a marker that names the kind of fault: of runs with one fault at a time, as with several at once each
+would be that of the longest outage.
 
 | <!-- recovery: replica killed --> 1.2 / 6.1 |
 
@@ -28,9 +30,9 @@ Report = Mapping[str, Any]
 """Of one guarantee: `tests.chaos.harness.report.figures`."""
 
 
-def reports(docs: Path) -> list[Report]:
-    """Those that are there."""
-    paths = [docs / "figures" / f"chaos-{guarantee}.json" for guarantee in GUARANTEES]
+def reports(docs: Path, *, apart: bool = False) -> list[Report]:
+    """Those that are there: of the long runs, or with `apart` of those with one fault at a time."""
+    paths = [docs / "figures" / f"chaos-{guarantee}{'-apart' if apart else ''}.json" for guarantee in GUARANTEES]
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
@@ -61,15 +63,14 @@ def with_figures(text: str, found: Sequence[Report]) -> str:
     if not found:
         return text
     rows = [
-        "| guarantee | runs | faults | images | lost | seen twice | recovery, p50 / p95 / most in s | command |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| guarantee | runs | faults | messages | lost | seen twice | command |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *(_row(report) for report in found),
     ]
     return _PART.sub(lambda part: part[1] + "\n".join(rows) + "\n" + part[3], text)
 
 
 def _row(report: Report) -> str:
-    every = report["recovery_s"]["all"]
     command = f"python -m tests.chaos --guarantee {report['guarantee']} --seed {report['seed']}"
     if "platform" in report:
         command += f" --platform {','.join(report['platform']) or 'none'}"
@@ -80,7 +81,6 @@ def _row(report: Report) -> str:
         f"{report['inputs']:,}",
         f"{report['lost']:,}",
         f"{report['duplicates']:,}",
-        f"{_pair(every)} / {every['max']:.1f}",
         f"`{command} --faults {report['faults']}`",
     )
     return f"| {' | '.join(cells)} |"
@@ -88,14 +88,20 @@ def _row(report: Report) -> str:
 
 def main() -> int:
     """Writes the documents anew."""
-    found = reports(DOCS)
-    if not found:
+    if not reports(DOCS):
         sys.stderr.write(f"{DOCS / 'figures'} has no chaos-{GUARANTEES[0]}.json: see the head of {__file__}\n")
         return 1
-    for name, render in (("operations.md", with_recovery_times), ("guarantees.md", with_figures)):
-        path = DOCS / name
-        path.write_text(render(path.read_text(), found))
+    for name, render in rendered(DOCS).items():
+        (DOCS / name).write_text(render)
     return 0
+
+
+def rendered(docs: Path) -> dict[str, str]:
+    """The documents as the reports have them, by name."""
+    return {
+        "operations.md": with_recovery_times((docs / "operations.md").read_text(), reports(docs, apart=True)),
+        "guarantees.md": with_figures((docs / "guarantees.md").read_text(), reports(docs)),
+    }
 
 
 if __name__ == "__main__":
