@@ -27,9 +27,9 @@ INPUTS = 600
         ("decoded:300", "classic"),
         ("produced:300", "consumer"),
         ("delivered:300", "classic"),
-        ("before-commit:5", "consumer"),
-        ("offsets-sent:5", "classic"),
-        ("ended:5", "consumer"),
+        ("before-commit:2", "consumer"),
+        ("offsets-sent:2", "classic"),
+        ("ended:2", "consumer"),
     ],
 )
 def test_a_replica_killed_in_its_work_doubles_nothing(

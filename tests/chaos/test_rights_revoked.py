@@ -94,7 +94,7 @@ def test_a_right_revoked_under_load_ends_the_replica_and_its_return_labels_the_r
 
         offsets = committed(secure_broker, topics)
         run.observer.wait_round()
-        assert verify(load(run.history_path), final=False) == []
+        assert verify(load(run.history_path), final=False, exactly_once=exactly_once) == []
         secure_broker.allow(*right)
         replica.start()
         run.healed(within_s=60)
