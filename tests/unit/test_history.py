@@ -13,6 +13,7 @@ from typing import Literal
 import pytest
 
 from tests.history import (
+    SAMPLES_OF_A_LOSS,
     CommittedPartition,
     Line,
     Output,
@@ -399,14 +400,32 @@ def test_a_share_group_is_through_with_no_more_than_is_answered_or_asks_for_noth
         recorder.sent(message(0))
         recorder.sent(replace(message(1), sha256=None))
         recorder.sent(message(2))
-        sample = recorder.sample([committed(None)])
-        recorder.settled(sample, {("images", 0): through})
         recorder.output(event(message(2)))
         recorder.output(event(message(2)))  # a second answer is no other message's
-        recorder.checkpoint(sample)
+        for _ in range(SAMPLES_OF_A_LOSS):
+            group_is_through_with(recorder, through)
         recorder.output(event(message(0)))
 
     assert promises_broken(tmp_path, write, share=True, final=False) == broken
+
+
+def test_a_share_group_may_seem_to_be_through_with_more_for_a_moment(tmp_path: Path) -> None:
+    def write(recorder: Recorder) -> None:
+        recorder.sent(message(0))
+        recorder.sent(message(1))
+        recorder.output(event(message(0)))
+        for _ in range(2):
+            for _ in range(SAMPLES_OF_A_LOSS - 1):
+                group_is_through_with(recorder, 2)
+            group_is_through_with(recorder, 1)
+
+    assert promises_broken(tmp_path, write, share=True, final=False) == []
+
+
+def group_is_through_with(recorder: Recorder, count: int) -> None:
+    sample = recorder.sample([committed(None)])
+    recorder.settled(sample, {("images", 0): count})
+    recorder.checkpoint(sample)
 
 
 def test_what_a_share_group_said_proves_nothing_before_the_outputs_were_read_to_their_ends(tmp_path: Path) -> None:
