@@ -54,7 +54,7 @@ unit: $(DEV_STAMP)
 contract: $(DEV_STAMP)
 	$(BIN)/pytest -q tests/contract
 
-check: lint types  ## Lint, types, unit, contract and model tests, without a broker: a minute and a half
+check: lint types  ## Lint, types, unit, contract and model tests, without a broker: some four minutes on two cores
 	$(BIN)/pytest -q -n $(WORKERS) -m "not kafka" tests/unit tests/contract tests/model/test_protocols.py
 
 integration: $(DEV_STAMP)
