@@ -27,6 +27,7 @@ from consumer.ports import Clock, GroupView, ShareMember, ShareSource, TopicFact
 from consumer.stages.absences import Absences
 from consumer.stages.intake import ByteBudget, Intake
 from consumer.stages.publish import Publisher, Settled
+from consumer.stages.start import is_another_topic
 
 _POLL_S = 0.25
 _TURN_S = 0.1
@@ -358,7 +359,7 @@ class SharePipeline(Owner[_Polled]):
     def _note_topic(self, name: str, topic_id: str) -> None:
         before = self._topic_ids.get(name, "")
         self._topic_ids[name] = topic_id or before
-        if before and topic_id and before != topic_id:
+        if is_another_topic(before, topic_id):
             logger.error("topic {} was made anew: its old work is discarded", name)
             for delivery, _ in self._in_hand.values():
                 if delivery.partition.topic == name:

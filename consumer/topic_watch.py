@@ -13,7 +13,7 @@ from consumer.rules import Rules
 from consumer.stages.absences import Absences
 from consumer.stages.commit import PartitionLedger
 from consumer.stages.relabel import range_gone
-from consumer.stages.start import StartPoint
+from consumer.stages.start import StartPoint, is_another_topic
 
 
 class TopicWatch:
@@ -70,7 +70,7 @@ class TopicWatch:
             point = points.get(partition)
             if point is None:  # the topic is away; `check` ends the wait
                 ask_again()
-            elif _differ(point.topic_id, ledger.lease.topic_id):
+            elif is_another_topic(ledger.lease.topic_id, point.topic_id):
                 self._topic_made_anew([partition])
             elif point.offset < ledger.next_offset:  # the log was cut short: these offsets come again, as new messages
                 if self._commits.transactional:
@@ -103,7 +103,8 @@ class TopicWatch:
         made_anew = [
             partition
             for partition, ledger in self._leases.ledgers.items()
-            if (facts := found.get(partition.topic)) is not None and _differ(facts.topic_id, ledger.lease.topic_id)
+            if (facts := found.get(partition.topic)) is not None
+            and is_another_topic(ledger.lease.topic_id, facts.topic_id)
         ]
         if made_anew:
             self._topic_made_anew(made_anew)
@@ -118,8 +119,3 @@ class TopicWatch:
             return
         self._leases.begin_anew(partitions)
         self._leases.ask_starts(partitions, recreated=True)
-
-
-def _differ(topic_id: str, other: str) -> bool:
-    """Whether they are ids of two topics; one that is not known says nothing."""
-    return bool(topic_id and other) and topic_id != other

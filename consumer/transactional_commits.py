@@ -114,12 +114,9 @@ class TransactionalCommits(Commits):
             ledger.ahead for partition, ledger in leases.ledgers.items() if partition not in leases.unmarked
         )
 
-    def _is_undoing(self) -> bool:
-        return self._undoing
-
     def _ready(self) -> bool:
         """Whether the open transaction holds what the ledgers say is finished, no more and no less; else sees to it."""
-        if self.unresolved or self._is_undoing():
+        if self.unresolved or self._undoing:
             return False
         self._to_commit = True
         if not self._sealing:
@@ -128,10 +125,8 @@ class TransactionalCommits(Commits):
         if not self._publisher.sealed:
             return False
         self._read_settled()
-        if self._is_undoing():  # what was read said that it is broken
-            return False
         self._to_commit = False
-        return True
+        return not self._undoing  # what was read may have said that it is broken
 
     def _ready_within(self, timeout_s: float) -> bool:
         """Whether `_ready`, waiting up to so many seconds."""
@@ -221,7 +216,7 @@ class TransactionalCommits(Commits):
             logger.warning("the last transaction is given up, its images will be labelled again: {}", error)
 
     def _sees_committed(self, points: Mapping[Partition, CommitPoint], deadline_s: float) -> bool:
-        landed = self._committer.confirm_commit(points, self._left_s(deadline_s))
+        landed = self._transactions.confirm_commit(points, self._left_s(deadline_s))
         self.read_result()
         return landed
 

@@ -91,8 +91,8 @@ def main() -> int:
     if not reports(DOCS):
         sys.stderr.write(f"{DOCS / 'figures'} has no chaos-{GUARANTEES[0]}.json: see the head of {__file__}\n")
         return 1
-    for name, render in rendered(DOCS).items():
-        (DOCS / name).write_text(render)
+    for name, text in rendered(DOCS).items():
+        (DOCS / name).write_text(text)
     return 0
 
 

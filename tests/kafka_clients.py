@@ -124,6 +124,23 @@ def end_offsets(
     return found
 
 
+Ends = dict[tuple[str, int], int]
+"""By topic and partition."""
+
+
+def stable_and_high(cluster: Cluster, topics: Iterable[str]) -> tuple[Ends, Ends]:
+    """The last stable offset and the high watermark of every partition. They differ while a transaction is open."""
+    stable, high = (
+        {
+            (topic, partition): offset
+            for topic in topics
+            for partition, offset in end_offsets(cluster, topic, isolation=isolation).items()
+        }
+        for isolation in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
+    )
+    return stable, high
+
+
 def delete_before(cluster: Cluster, topic: str, offsets: dict[int, int]) -> None:
     """What retention does, at once."""
     places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]

@@ -22,11 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from tests.history import Line, Recorder, SentInput, Summary, base64_or_none, load, sha256_or_none, summarize, verify
 from tests.kafka_broker import Cluster
-from tests.kafka_clients import Headers, end_offsets, read_to_end
+from tests.kafka_clients import Headers, read_to_end, stable_and_high
 from tests.observer import Observer, topic_ids
 from tests.processes import wait_until
 from tests.replica import TopicNames
@@ -230,11 +230,7 @@ class Run:
         still open: that of a replica that was killed ends by its time-out."""
 
         def nothing_hangs() -> bool:
-            topics = (self._topics.predictions, self._topics.dead_letters)
-            stable, high = (
-                [end_offsets(self._cluster, topic, isolation=level) for topic in topics]
-                for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
-            )
+            stable, high = stable_and_high(self._cluster, (self._topics.predictions, self._topics.dead_letters))
             return stable == high
 
         wait_until(nothing_hangs, timeout_s=60, what="the last stable offsets to reach the ends (I5)")

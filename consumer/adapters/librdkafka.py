@@ -25,7 +25,7 @@ CLIENT_LOG.addHandler(logging.NullHandler())
 PRODUCER_FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 """Another producer of the same `transactional.id` took over, or the broker gave the transaction up."""
 
-_UNREACHABLE = frozenset(
+UNREACHABLE = frozenset(
     {
         KafkaError._TRANSPORT,
         KafkaError._ALL_BROKERS_DOWN,
@@ -33,10 +33,10 @@ _UNREACHABLE = frozenset(
         KafkaError._TIMED_OUT_QUEUE,
         KafkaError._RESOLVE,
         KafkaError._DESTROY_BROKER,  # the one that was asked left the cluster meanwhile
-        KafkaError.BROKER_NOT_AVAILABLE,
         KafkaError.REQUEST_TIMED_OUT,
     }
 )
+"""No broker answered, and one may in a while."""
 _UNAUTHENTICATED = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED})
 _DENIED: Mapping[int, Denied] = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
@@ -91,7 +91,7 @@ def _answered(fault: KafkaError, doing: str, servers: str, topic: str) -> Fatal:
     if code in _NO_TOPIC:
         named = f"topic {topic!r} does not exist" if topic else text
         return TopicMissing(f"{named} (while {doing})", remedy="create it: ouzel topics create")
-    if code in _UNREACHABLE:
+    if code in UNREACHABLE or code == KafkaError.BROKER_NOT_AVAILABLE:
         remedy = "check kafka.bootstrap_servers, that the broker runs, and that its advertised listeners can be reached"
         return BrokerUnreachable(f"no answer from the broker at {servers} while {doing}: {text}", remedy=remedy)
     return Fatal(f"the broker at {servers} answered with {fault.name()} while {doing}: {text}")

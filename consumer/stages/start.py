@@ -173,7 +173,7 @@ def find_starts(
         note = Note.load(found.metadata) if found is not None else Note()
         same = found is not None and _same_topic(found, log.facts)
         anew = not same and (
-            recreated or found is not None or _differ(known_ids.get(partition.topic, ""), log.facts.topic_id)
+            recreated or found is not None or is_another_topic(known_ids.get(partition.topic, ""), log.facts.topic_id)
         )
         at_first = note.start_partitions or known.get(partition.topic, 0) or log.facts.partitions
         in_hand, note = note.in_hand, replace(note, in_hand=0)
@@ -217,11 +217,11 @@ def _go_on(found: CommitPoint | None, position: int, note: Note, log: _Log) -> S
 
 
 def _same_topic(found: CommitPoint, facts: TopicFacts) -> bool:
-    return not _differ(Note.load(found.metadata).topic_id, facts.topic_id)
+    return not is_another_topic(Note.load(found.metadata).topic_id, facts.topic_id)
 
 
-def _differ(known_id: str, topic_id: str) -> bool:
-    """Whether both are known, and not the same."""
+def is_another_topic(known_id: str, topic_id: str) -> bool:
+    """Whether both ids are known, and not the same: one that is not known says nothing."""
     return bool(known_id and topic_id and known_id != topic_id)
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
+from consumer.adapters import librdkafka
 from consumer.adapters.tls import tls_refusal
 from consumer.errors import BrokerUnreachable, Fatal, NotAuthorized, OutputRefused, SettingsError, TopicMissing
 
@@ -19,18 +20,7 @@ KAFKA_ERRORS = cast("tuple[type[Exception], ...]", (KafkaException, KafkaError))
 OPENING_ERRORS = (KafkaException, AttributeError, TypeError, ValueError)
 """What opening a client raises for a property that will not do: the binding reads some of them before librdkafka."""
 
-UNREACHABLE = frozenset(
-    {
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._RESOLVE,
-        KafkaError._DESTROY_BROKER,  # the one that was asked left the cluster meanwhile
-        KafkaError._TIMED_OUT,
-        KafkaError._TIMED_OUT_QUEUE,
-        KafkaError._MSG_TIMED_OUT,
-        KafkaError.REQUEST_TIMED_OUT,
-    }
-)
+UNREACHABLE = librdkafka.UNREACHABLE | {KafkaError._MSG_TIMED_OUT}
 NOT_AUTHORIZED = frozenset(
     {
         KafkaError._AUTHENTICATION,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from confluent_kafka import IsolationLevel, KafkaException
+from confluent_kafka import KafkaException
 
 from tests.chaos.harness.cluster import Brokers
 from tests.chaos.harness.faults import Playing
@@ -20,7 +20,7 @@ from tests.chaos.harness.sender import Sender, Store
 from tests.chaos.harness.stage import Stage
 from tests.chaos.harness.story import story
 from tests.history import Promise, Violation, load, summarize, verify
-from tests.kafka_clients import count_records, end_offsets
+from tests.kafka_clients import count_records, stable_and_high
 from tests.runs import Run
 from tests.share_lag import ShareLag
 
@@ -247,14 +247,12 @@ def _note_ends(stage: Stage) -> None:
     deadline_s = time.monotonic() + _SETTLE_S
     while True:
         stage.tend()
-        stable = {topic: end_offsets(stage.brokers, topic) for topic in topics}
-        high = {topic: end_offsets(stage.brokers, topic, isolation=IsolationLevel.READ_UNCOMMITTED) for topic in topics}
+        stable, high = stable_and_high(stage.brokers, topics)
         if stable == high or time.monotonic() > deadline_s:
             break
         time.sleep(1)
-    for topic in topics:
-        for partition, offset in high[topic].items():
-            stage.recorder.ends(topic, partition, stable=stable[topic][partition], high=offset)
+    for (topic, partition), offset in high.items():
+        stage.recorder.ends(topic, partition, stable=stable[topic, partition], high=offset)
 
 
 def _until(condition: Callable[[], bool], stage: Stage, timeout_s: float) -> None:
