@@ -166,7 +166,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "two-transactions",
         frozenset({"I1"}),
-        (Fault(2.0, "replica killed at a point", {"replica": 0, "point": "offsets-sent", "count": 4}, 6.0),),
+        (Fault(2.0, "replica killed at a point", {"replica": 0, "point": "offsets-sent", "count": 1}, 6.0),),
         guarantee="exactly_once",
         quick=True,
     ),
