@@ -1,3 +1,3 @@
 """Ouzel: a long-running Kafka consumer service that labels images and loses none."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -260,7 +260,7 @@ def _check_registry_extra() -> None:
     if absent:
         raise SettingsError(
             f"schema_registry.url is set, and {', '.join(absent)} is not installed",
-            remedy="pip install 'ouzel[registry]'",
+            remedy="pip install '.[registry]'",
         )
 
 

@@ -150,7 +150,7 @@ def _need(extra: str, *modules: str) -> None:
     if absent := missing(*modules):
         raise SettingsError(
             f"the model comes from a registry, and {', '.join(absent)}, which it needs, is not installed",
-            remedy=f"pip install 'ouzel[{extra}]'",
+            remedy=f"pip install '.[{extra}]'",
         )
 
 

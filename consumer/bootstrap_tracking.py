@@ -34,7 +34,7 @@ _PACKAGES = (
 def check_tracking(settings: Settings) -> None:
     """Raises SettingsError where tracking is enabled, and what it needs is not installed."""
     if settings.tracking.enabled and missing("wandb"):
-        raise SettingsError("tracking.enabled is set, and wandb is not installed", remedy="pip install 'ouzel[wandb]'")
+        raise SettingsError("tracking.enabled is set, and wandb is not installed", remedy="pip install '.[wandb]'")
 
 
 @contextmanager

@@ -40,7 +40,8 @@ _EXIT_CODES = """
 6 no such topic or schema · 7 not allowed · 8 output refused · 9 another member has this group.instance.id ·
 10 too many dead letters · 11 another `dlq replay` took over · 12 records lost to retention ·
 13 a decode that does not return · 14 no sandbox for suspects · 15 a range is not done yet ·
-16 a bucket that cannot be listed · 70 anything else
+16 a bucket that cannot be listed · 17 no progress · 18 another replica has this transaction.id ·
+19 share group refused · 70 anything else
 """
 
 app = typer.Typer(

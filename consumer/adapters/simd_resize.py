@@ -31,7 +31,7 @@ class SimdResize:
         except ImportError as error:
             raise SettingsError(
                 f'decode.resizer is "simd", and that is not installed ({error})',
-                remedy="pip install 'ouzel[simd]', or set decode.resizer = \"pillow\"",
+                remedy="pip install '.[simd]', or set decode.resizer = \"pillow\"",
             ) from error
         if resample not in _FILTERS:
             raise SettingsError(

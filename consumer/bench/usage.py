@@ -12,7 +12,7 @@ from consumer.extras import missing
 def check_extra() -> None:
     """Raises SettingsError where psutil is not installed."""
     if missing("psutil"):
-        raise SettingsError("psutil is not installed", remedy="pip install 'ouzel[bench]'")
+        raise SettingsError("psutil is not installed", remedy="pip install '.[bench]'")
 
 
 @dataclass(frozen=True, slots=True)

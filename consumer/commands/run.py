@@ -36,7 +36,7 @@ def run(
     goes on after the dead-letter limit; SIGHUP looks for a new version of the model at once. Exit codes: 2 settings,
     3 model, 4 model stuck, 5 broker, 6 topic missing, 7 not authorized, 8 output refused, 9 group.instance.id taken,
     10 dead-letter limit, 12 records lost, 13 a decode that does not return, 14 no sandbox, 15 range not done,
-    17 a partition without progress, 19 share group refused, 70 anything else.
+    17 a partition without progress, 18 transaction.id taken, 19 share group refused, 70 anything else.
     """
     from consumer.commands.doctor import check_client_properties
     from consumer.console import read_settings_again, settings_and_sources_from

@@ -167,7 +167,7 @@ class Parser:
         if self._schemas is None:
             raise MalformedMessage(
                 f"the value is framed by Confluent's serializers (schema {schema}) and is not JSON: to read Avro and "
-                "Protobuf set schema_registry.url and install ouzel[registry], or send JSON"
+                "Protobuf set schema_registry.url and install the extra registry, or send JSON"
             )
         return self._schemas.decode(schema, payload)
 

@@ -128,8 +128,8 @@ for make in (OnnxRuntime, LiteRtRuntime):
 @pytest.mark.parametrize(
     ("target", "absent", "install"),
     [
-        ("onnx", "tf2onnx", "pip install 'ouzel[tensorflow,optimize]'"),
-        ("tflite", "tensorflow", "pip install 'ouzel[tensorflow]'"),
+        ("onnx", "tf2onnx", "pip install '.[tensorflow,optimize]'"),
+        ("tflite", "tensorflow", "pip install '.[tensorflow]'"),
     ],
 )
 def test_what_converts_and_is_not_installed_is_named(

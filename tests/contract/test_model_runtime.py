@@ -468,7 +468,7 @@ def test_settings_that_cannot_be_are_refused(options: dict[str, Any], words: str
 def test_a_gpu_that_is_asked_for_and_not_there_says_so() -> None:
     with pytest.raises(DeviceMissing, match="'gpu:7'") as caught:
         tensorflow_runtime(tiny_model(), device="gpu:7")
-    assert "ouzel[gpu]" in caught.value.remedy
+    assert ".[gpu]" in caught.value.remedy
     assert "model.device" in caught.value.remedy
 
 
@@ -566,7 +566,7 @@ except ModelError as error:
     print(error, "|", error.remedy)
 """
     done = run_python(code, str(tiny_model()))
-    assert done.stdout == "TensorFlow is not installed | pip install 'ouzel[tensorflow]'\n", done.stderr
+    assert done.stdout == "TensorFlow is not installed | pip install '.[tensorflow]'\n", done.stderr
 
 
 def test_the_null_runtime_does_not_import_tensorflow() -> None:

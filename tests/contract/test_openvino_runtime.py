@@ -379,7 +379,7 @@ except CannotRun as error:
     print(error, "|", error.remedy)
 """
     done = run_python(code, str(tiny_model()), cache=tmp_path)
-    assert done.stdout == "OpenVINO is not installed | pip install 'ouzel[openvino]'\n", done.stderr
+    assert done.stdout == "OpenVINO is not installed | pip install '.[openvino]'\n", done.stderr
 
 
 def test_what_converts_may_be_imported_later_and_still_sends_nothing(tmp_path: Path) -> None:

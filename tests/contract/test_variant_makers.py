@@ -212,7 +212,7 @@ def test_what_is_not_installed_is_named_with_its_extra(package: ModelPackage, mo
     monkeypatch.setattr(kinds, "missing", lambda *modules: [each for each in modules if each == "nncf"])
     with pytest.raises(CannotRun, match="nncf: not installed") as raised:
         kinds.refuse("openvino-int8", package, cpu_flags=set())
-    assert raised.value.remedy == "pip install 'ouzel[optimize]'"
+    assert raised.value.remedy == "pip install '.[optimize]'"
 
 
 def test_every_kind_of_the_command_has_a_maker() -> None:

@@ -85,7 +85,7 @@ def test_without_psutil_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("consumer.bench.usage.missing", lambda *modules: list(modules))
     with pytest.raises(SettingsError, match="psutil") as caught:
         check_extra()
-    assert caught.value.remedy == "pip install 'ouzel[bench]'"
+    assert caught.value.remedy == "pip install '.[bench]'"
 
 
 def test_a_broker_process_that_is_not_there_is_refused() -> None:

@@ -71,7 +71,7 @@ def test_without_the_extra_tracking_is_an_error_with_the_command(monkeypatch: py
     check_tracking(Settings())  # off: nothing is needed
     with pytest.raises(SettingsError) as refused:
         check_tracking(Settings(tracking=ENABLED))
-    assert "ouzel[wandb]" in refused.value.remedy
+    assert ".[wandb]" in refused.value.remedy
 
 
 def test_without_tracking_there_is_no_notebook() -> None:

@@ -271,7 +271,7 @@ def test_a_runtime_that_is_not_installed_is_no_candidate(monkeypatch: pytest.Mon
     assert [kind.name for kind in candidates(package_of(tmp_path))] == ["tensorflow"]
     with pytest.raises(CannotRun, match="is openvino; these would: openvino") as caught:
         candidates(package_of(tmp_path, files="openvino"))
-    assert caught.value.remedy == "pip install 'ouzel[openvino]'"
+    assert caught.value.remedy == "pip install '.[openvino]'"
     with pytest.raises(CannotRun, match="OpenVINO is not installed"):
         open_kind(KINDS[0], package_of(tmp_path), threads=1, device="cpu", cache=tmp_path)
 

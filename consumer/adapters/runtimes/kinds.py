@@ -130,7 +130,7 @@ def candidates(package: ModelPackage) -> Sequence[Kind]:
 
 def install(kind: Kind) -> str:
     """The command that installs it."""
-    return f"pip install 'ouzel[{kind.name}]'"
+    return f"pip install '.[{kind.name}]'"
 
 
 def open_kind(

@@ -165,7 +165,7 @@ def import_interpreter() -> Any:
         absent = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("ai_edge_litert")
         raise CannotRun(
             "LiteRT is not installed" if absent else f"LiteRT cannot be imported: {error}",
-            remedy="pip install 'ouzel[litert]'",
+            remedy="pip install '.[litert]'",
         ) from error
     return Interpreter
 

@@ -37,7 +37,7 @@ from consumer.model_spec import InputSpec, ModelPackage, Precision
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _ON_GPU = {"cuda": (_CUDA,)}
-_INSTALL = "pip install 'ouzel[onnxruntime]'"
+_INSTALL = "pip install '.[onnxruntime]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ def choose_providers(
     if device.startswith("gpu:") and not on_gpu:
         raise DeviceMissing(
             f"model.device is {device!r} and this ONNX Runtime has providers for {', '.join(available)} only",
-            remedy="pip install 'ouzel[onnxruntime-gpu]' in the place of onnxruntime, or set model.device to cpu",
+            remedy="pip install '.[onnxruntime-gpu]' in the place of onnxruntime, or set model.device to cpu",
         )
     halves = _halves(made_for)
     if precision == "bf16" or (precision == "f16" and halves not in on_gpu):
@@ -291,7 +291,7 @@ def refuse_fallback(providers: Sequence[str], device: str, precision: Precision,
     if device.startswith("gpu:") and providers[0] == _CPU:
         raise DeviceMissing(
             f"model.device is {device!r}, and ONNX Runtime finds no such GPU or not the libraries for it",
-            remedy="pip install 'ouzel[onnxruntime-gpu]' on a machine with an NVIDIA GPU and driver,"
+            remedy="pip install '.[onnxruntime-gpu]' on a machine with an NVIDIA GPU and driver,"
             " or set model.device to cpu",
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from consumer.errors import CannotRun, DeviceMissing, ModelError
 
-_INSTALL = "pip install 'ouzel[openvino]'"
+_INSTALL = "pip install '.[openvino]'"
 # Importing `openvino` imports its converter for what it calls convert_model, and that sends its own version to Google
 # Analytics by a thread, writes below ~/intel, and takes longer than all the rest. Reading models needs none of it.
 _CONVERTER, _TELEMETRY = "openvino.tools.ovc", "openvino_telemetry"

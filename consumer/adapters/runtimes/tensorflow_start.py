@@ -45,7 +45,7 @@ def _import() -> Any:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "tensorflow"
         raise ModelError(
             "TensorFlow is not installed" if missing else f"TensorFlow cannot be imported: {error}",
-            remedy="pip install 'ouzel[tensorflow]'",
+            remedy="pip install '.[tensorflow]'",
         ) from error
     tf.get_logger().setLevel("ERROR")
     return tf
@@ -77,7 +77,7 @@ def _choose_device(tf: Any, device: str) -> str:
     if number >= len(gpus):
         raise DeviceMissing(
             f"model.device is {device!r} and TensorFlow sees {len(gpus)} GPU(s)",
-            remedy="pip install 'ouzel[gpu]' on a machine with an NVIDIA GPU and driver, or set model.device to cpu",
+            remedy="pip install '.[gpu]' on a machine with an NVIDIA GPU and driver, or set model.device to cpu",
         )
     _hide(tf, keep=[gpus[number]])
     return "/GPU:0"

@@ -233,7 +233,7 @@ def need(extra: str, *modules: str) -> None:
     if missing(*modules):
         raise SettingsError(
             f"the settings have [stores.{extra}], and what it needs is not installed",
-            remedy=f"pip install 'ouzel[{extra}]', or empty the list of its buckets",
+            remedy=f"pip install '.[{extra}]', or empty the list of its buckets",
         )
 
 

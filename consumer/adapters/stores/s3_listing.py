@@ -99,7 +99,7 @@ class S3Listing:
 def need_extra(extra: str, module: str, purpose: str) -> None:
     """Raises `SettingsError` with what to install, where the module is not there."""
     if missing(module):
-        raise SettingsError(f"{purpose} needs what is not installed", remedy=f"pip install 'ouzel[{extra}]'")
+        raise SettingsError(f"{purpose} needs what is not installed", remedy=f"pip install '.[{extra}]'")
 
 
 @contextmanager
