@@ -141,7 +141,7 @@ class Commits:
             sent = True
 
     def leave(self) -> None:
-        """The group is being left: no answer can be had any more."""
+        """The loop is over and the group is being left: no answer can be had any more, and no position counts."""
         self.leaving = True
 
     def _left_s(self, deadline_s: float) -> float:

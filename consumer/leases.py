@@ -294,11 +294,16 @@ class Leases:
         self._ask_at_s.clear()
 
     def set_aside(self) -> None:
-        """End all that have begun. They stay ours, and `take_up` has them begin anew from what is committed then."""
+        """End all that have begun. They stay ours, and `take_up` has them begin anew from what is committed then.
+        Suspects stay suspects: the letter of the one that ends a decoder may be among what does not hold."""
         partitions = list(self.ledgers)
+        suspects = {
+            partition: self._suspects[partition].again() for partition in partitions if partition in self._suspects
+        }
         self._source.pause(partitions)
         self.end(partitions)
         self._set_aside.update(partitions)
+        self._suspects.update(suspects)
 
     def take_up(self) -> None:
         """See `set_aside`."""

@@ -168,6 +168,7 @@ class Pipeline(Owner[_Broken]):
                 self._turn()
             self._shut_down()
         except BaseException:
+            self._commits.leave()  # before anything is committed: what ended the loop may have come with a message
             self._commits.save()
             raise
         finally:

@@ -118,9 +118,9 @@ def send(
     """Send images to the input topic and wait until the broker has each of them.
 
     Folders are searched through for .jpg .jpeg .png .webp .bmp .gif .tif .tiff .avif .heic .heif, and so are buckets,
-    which are listed where the URI ends in / (or in * after the beginning of a key). With `-`, each line of standard input
-    is an image reference such as {"image_id": "a", "uri": "file:///images/a.jpg"}, checked before it is sent. Exits 1
-    if any image was not acknowledged; the others are sent. When piped, stdout has a JSON line for each image.
+    which are listed where the URI ends in / (or in * after the beginning of a key). With `-`, each line of standard
+    input is an image reference such as {"image_id": "a", "uri": "file:///images/a.jpg"}, checked before it is sent.
+    Exits 1 if any image was not acknowledged; the others are sent. When piped, stdout has a JSON line for each image.
     The same command goes on in a bucket after the last image that was acknowledged when it was stopped or killed.
 
         ouzel send photos/

@@ -15,6 +15,7 @@ class Suspects:
             most: how many messages the last owner may have had in hand.
         """
         self._end = end
+        self._most = most
         self._left = most
         self._last: int | None = None
 
@@ -25,6 +26,10 @@ class Suspects:
         self._left -= 1
         self._last = offset
         return True
+
+    def again(self) -> "Suspects":
+        """The same, none taken yet: what was done with them does not hold, and is done once more."""
+        return Suspects(end=self._end, most=self._most)
 
     def passed(self, *, next_offset: int, finished_to: int) -> bool:
         """Whether none is left: all are taken, reading going on at `next_offset`, and all before `finished_to`."""

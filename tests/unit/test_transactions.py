@@ -13,7 +13,8 @@ from consumer.errors import (
     OutputUnavailable,
     RuntimeStuck,
 )
-from consumer.messages import OutputRecord, Partition
+from consumer.messages import CommitPoint, OutputRecord, Partition
+from consumer.stages.start import Note
 from tests.fakes import FakeSink, FakeTransactionalSink
 from tests.unit.test_pipeline import A, B, Rig, _nothing_left
 
@@ -159,6 +160,43 @@ def test_a_record_that_is_refused_for_good_ends_the_process(rig: Held) -> None:
     rig.own(A)
     assert rig.ended() is refusal
     assert rig.committed(A) in {None, 0}
+
+
+def test_a_message_that_came_with_what_ended_the_loop_is_not_committed(rig: Held) -> None:
+    rig.cluster.send(A, b"1")
+    rig.own(A)
+    rig.until_committed(A, 1)
+
+    def fail_with_a_message_in_hand() -> None:
+        if len(rig.cluster.logs[A].records) == 2:
+            rig.source._at[A] = 2
+            rig.source._handed_over.add(A)
+            rig.source.poll_error = NotAuthorized("no", remedy="ask")
+
+    rig.source.on_poll = fail_with_a_message_in_hand
+    rig.cluster.send(A, b"2")
+    assert isinstance(rig.ended(), NotAuthorized)
+    assert rig.committed(A) == 1
+    assert rig.seen(A) == [0]
+
+
+def test_suspects_stay_suspects_when_their_transaction_is_undone(rig: Held) -> None:
+    """The letter of the one that ends a decoder is then not written: decoded outside of the sandbox, it ends us."""
+    rig.cluster.committed[A] = CommitPoint(0, Note("id-1", 2, in_hand=1_200).dump())
+    rig.cluster.send(A, b"1", b"2", b"3")
+    rig.sandbox.culprits = {b"2"}
+    rig.sandbox.gate.clear()
+    rig.own(A)
+    rig.until(lambda: bool(rig.sandbox.decoded), "a suspect to be with the sandbox")
+    rig.until(lambda: not rig.ends.commit_under_way, "the mark to be committed")
+    rig.ends.ends.append("abort")
+    rig.sandbox.gate.set()
+    rig.until_committed(A, 3)
+    assert rig.seen(A) == [0, 1, 2]
+    assert not rig.ends.ends
+    assert rig.sandbox.decoded.count(b"1") == 2
+    assert rig.sandbox.decoded[-3:] == [b"1", b"2", b"3"]
+    _nothing_left(rig)
 
 
 def test_an_event_that_the_broker_finds_too_large_becomes_a_letter(rig: Held) -> None:
