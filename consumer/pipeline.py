@@ -168,8 +168,7 @@ class Pipeline(Owner[_Broken]):
                 self._turn()
             self._shut_down()
         except BaseException:
-            self._commits.leave()  # before anything is committed: what ended the loop may have come with a message
-            self._commits.save()
+            self._end_in_error()
             raise
         finally:
             self._close()
@@ -475,6 +474,10 @@ class Pipeline(Owner[_Broken]):
         if isinstance(found, Delivery):
             self._leases.take(found)
         self._read_inbox()
+
+    def _end_in_error(self) -> None:
+        self._commits.leave()  # before anything is committed: what ended the loop may have come with a message
+        self._commits.save()
 
     def _close(self) -> None:
         self._commits.leave()

@@ -65,8 +65,15 @@ class GroupCluster(FakeCluster):
         """Whether a member was ever put out without its knowledge."""
         self.history: list[dict[str, Any]] = []
         self.answered: set[tuple[int, int]] = set()
+        self.broken: PromiseBroken | None = None
+        """The last promise that was: what ends in an error logs another one, and goes on."""
         self._owed: dict[tuple[int, int], bool] = {}
         self._outputs = self._samples = 0
+
+    def breaks(self, what: str) -> PromiseBroken:
+        """To be raised."""
+        self.broken = PromiseBroken(what)
+        return self.broken
 
     # --- records ----------------------------------------------------------------------------------------------------
 
@@ -145,7 +152,7 @@ class GroupCluster(FakeCluster):
             return False
         for partition, point in points.items():
             if self.last_owners[partition] is not member:
-                raise PromiseBroken(f"I3: {partition} was committed at {point.offset} by a member that does not own it")
+                raise self.breaks(f"I3: {partition} was committed at {point.offset} by a member that does not own it")
         self.land(points)
         return True
 
@@ -159,11 +166,11 @@ class GroupCluster(FakeCluster):
     def _judge(self, partition: Partition, offset: int) -> None:
         before = self.committed.get(partition)
         if before is not None and offset < before.offset:
-            raise PromiseBroken(f"I3: {partition} went back from {before.offset} to {offset}")
+            raise self.breaks(f"I3: {partition} went back from {before.offset} to {offset}")
         missing = [at for (of, at), owed in self._owed.items()
                    if owed and of == partition.number and at < offset and (of, at) not in self.answered]  # fmt: skip
         if missing:
-            raise PromiseBroken(f"I1, I2: {partition} was committed at {offset}, and {missing} have no answer")
+            raise self.breaks(f"I1, I2: {partition} was committed at {offset}, and {missing} have no answer")
 
     def verify(self) -> list[Violation]:
         """What `tests/history.py` says of the whole run."""
@@ -212,10 +219,10 @@ class GroupSource(FakeSource):
         failure = self._run_script()
         if failure is not None:
             raise failure
-        if self.poll_error is not None:
+        found = self._next()
+        if self.poll_error is not None:  # what poll had in hand is gone, and the position is past it
             error, self.poll_error = self.poll_error, None
             raise error
-        found = self._next()
         if found is None and timeout_s > 0:
             self.idle()
         return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from consumer.errors import NotAnImage, OutputUnavailable
+from consumer.errors import Fatal, NotAnImage, OutputUnavailable
 from consumer.messages import (
     Abandoned,
     Delivery,
@@ -311,6 +311,21 @@ class StepReplica:
         self.pipeline._close()
         self.sink.close(0.0)
         self.cluster.put_out(self.source)
+
+    def fail(self) -> bool:
+        """Ends by an error that a poll brings, together with a message. False where its next turn polls nothing."""
+        self.source.poll_error = Fatal("no more")
+        try:
+            self.turn()
+        except Fatal:
+            self.source.idle = self._idle
+            self.pipeline._end_in_error()
+            self.pipeline._close()
+            self.sink.close(0.0)
+            self.cluster.put_out(self.source)
+            return True
+        self.source.poll_error = None
+        return False
 
     def die(self, *, written: int, commit_arrives: bool) -> None:
         """Ends without a word; some of what was on its way arrives."""

@@ -234,6 +234,8 @@ class Group(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Nothing goes wrong any more: all is labelled and committed to the ends (I6), and the history is in order."""
+        if self.cluster.broken is not None:
+            raise self.cluster.broken
         rounds, before = 0, dict(self.cluster.committed)
         while not self._all_done():
             self._well_again()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from consumer.messages import CommitPoint, Lease
+from consumer.pipeline import Pipeline
 from consumer.stages import publish
 from consumer.stages.commit import PartitionLedger
 from consumer.stages.order import KeyOrder
@@ -68,8 +69,21 @@ class TransactionalGroup(Group):
         return not self.cluster.open and super()._all_done()
 
 
-def test_exactly_once_is_kept_whatever_the_order() -> None:
-    run(TransactionalGroup, examples=100, steps=50)
+class FailingGroup(TransactionalGroup):
+    """... of which some end by an error that a poll brings, with a message."""
+
+    @precondition(lambda self: self.faults < MOST_FAULTS and any(each.inside for each in self.replicas))
+    @rule(number=replicas)
+    def ends_in_an_error(self, number: int) -> None:
+        self.faults += 1
+        replica = self._one(number)
+        if replica.inside and replica.fail():
+            self.replicas.remove(replica)
+
+
+@pytest.mark.parametrize("machine", [TransactionalGroup, FailingGroup])
+def test_exactly_once_is_kept_whatever_the_order(machine: type[TransactionalGroup]) -> None:
+    run(machine, examples=100, steps=50)
 
 
 # --- each checker is shown to fail (I8) ------------------------------------------------------------------------------
@@ -132,3 +146,9 @@ def test_a_bug_in_the_real_code_is_found(
     bug(monkeypatch)
     with pytest.raises(PromiseBroken, match=f"^({promise})"):
         run(TransactionalGroup, examples=500, steps=60, shrink=False)  # it ends at the first that is found
+
+
+def test_a_commit_of_what_a_failed_poll_brought_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pipeline, "_end_in_error", lambda self: self._commits.save())
+    with pytest.raises(PromiseBroken, match=r"^I1, I2"):
+        run(FailingGroup, examples=500, steps=60, shrink=False)

@@ -14,7 +14,7 @@ from consumer.errors import BrokerUnreachable, TransactionBroken
 from consumer.messages import CommitPoint, OutputRecord, Partition
 from consumer.ports import CommitResult
 from tests.fakes import Done, FakeGroupView
-from tests.model.group import GroupCluster, GroupSource, PromiseBroken
+from tests.model.group import GroupCluster, GroupSource
 
 How = Literal["commit", "abort", "landed", "lost"]
 """How the broker takes the end of a transaction: known to both, or unknown to the replica (`landed`, `lost`)."""
@@ -62,7 +62,7 @@ class TransactionalCluster(GroupCluster):
             return False
         for partition, point in points.items():
             if self.last_owners[partition] is not member:
-                raise PromiseBroken(f"I3: {partition} is committed at {point.offset} by a member that does not own it")
+                raise self.breaks(f"I3: {partition} is committed at {point.offset} by a member that does not own it")
         transaction.points.update(points)
         return True
 
@@ -73,11 +73,11 @@ class TransactionalCluster(GroupCluster):
             partition, offset = self.write_output(record)
             seen = self._seen.setdefault(partition, {})
             if offset in seen:
-                raise PromiseBroken(f"I1: {partition}/{offset} is seen twice by a read_committed reader")
+                raise self.breaks(f"I1: {partition}/{offset} is seen twice by a read_committed reader")
             seen[offset] = place
             in_order = sorted(seen, key=seen.__getitem__)
             if in_order != sorted(in_order):
-                raise PromiseBroken(f"I4: a read_committed reader sees {in_order} of partition {partition}")
+                raise self.breaks(f"I4: a read_committed reader sees {in_order} of partition {partition}")
         self.land(transaction.points)
 
     def abort(self, transaction: OpenTransaction) -> None:
