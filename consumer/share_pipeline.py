@@ -265,7 +265,8 @@ class SharePipeline(Owner[_Polled]):
             self.observer.delivered_again()
             delivery = replace(delivery, suspect=True)  # it may have ended the replica that had it before
         self._in_hand[id(delivery)] = (delivery, seat)
-        if self._stop or delivery.lease.ended:  # it waited in the client: another replica is handed it now
+        # It waited in the client, or we stop: another replica is handed it now.
+        if delivery.lease.ended or (self._stop and not self._is_last(delivery)):
             self._settle(Settled(delivery, finished=False))
             return
         self._publisher.took(delivery)
@@ -279,8 +280,12 @@ class SharePipeline(Owner[_Polled]):
     def _exhausted(self, delivery: Delivery) -> bool:
         """Whether this is the last chance to write its letter: were its lock to lapse once more, nobody would. While
         something else is known to make locks lapse it is tried once more."""
-        limit = self._rules.delivery_count_limit
-        return delivery.delivery_count >= limit or (delivery.delivery_count >= limit - 1 and not self._in_trouble())
+        nearly = delivery.delivery_count >= self._rules.delivery_count_limit - 1
+        return self._is_last(delivery) or (nearly and not self._in_trouble())
+
+    def _is_last(self, delivery: Delivery) -> bool:
+        """Whether the broker hands it to nobody after this."""
+        return delivery.delivery_count >= self._rules.delivery_count_limit
 
     def _in_trouble(self) -> bool:
         return bool(self._why_not_poll()) or self._clock.monotonic_s() < self._trouble_until_s
@@ -399,11 +404,13 @@ class SharePipeline(Owner[_Polled]):
         self.gate.set()  # nobody waits for it any more
 
     def _let_go(self) -> None:
-        """Fence, and hand back: whatever still comes of these is discarded."""
-        for delivery, seat in self._in_hand.values():
-            delivery.lease.state = LeaseState.ENDED
-            seat.settled(Settled(delivery, finished=False))
-        self._in_hand.clear()
+        """Fence, and hand back: whatever still comes of these is discarded. Not what is here for the last time: its
+        letter is on its way, and nobody else would write one."""
+        for delivery, seat in list(self._in_hand.values()):
+            if not self._is_last(delivery):
+                delivery.lease.state = LeaseState.ENDED
+                seat.settled(Settled(delivery, finished=False))
+                del self._in_hand[id(delivery)]
         for polled in (*self._unsure, *self._asked_for):
             self._begin(polled)  # which hands it back
         self._unsure, self._asked_for = [], []
@@ -411,7 +418,7 @@ class SharePipeline(Owner[_Polled]):
         self._publisher.forget_ended()
 
     def _see_members_off(self) -> None:
-        """What a last poll brought is handed back, too."""
+        """What a last poll brought is handed back, too, or becomes a letter."""
         until_s = self._clock.monotonic_s() + _LEAVE_S
         while any(seat.thread.is_alive() for seat in self._seats):
             self.turned_s = self._clock.monotonic_s()

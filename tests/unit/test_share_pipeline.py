@@ -470,6 +470,40 @@ def test_after_an_error_another_replica_gets_what_was_in_hand_at_once(rig: Rig) 
     assert rig.group.states() == ["available"]
 
 
+def test_what_a_last_poll_brings_for_the_last_time_becomes_a_letter(rig: Rig) -> None:
+    polling, go = threading.Event(), threading.Event()
+    poll = rig.source.members[0].poll
+
+    def wait_and_poll(timeout_s: float) -> Any:
+        polling.set()
+        go.wait(8)
+        return poll(timeout_s)
+
+    rig.source.members[0].poll = wait_and_poll  # type: ignore[method-assign]
+    assert polling.wait(8)
+    rig.pipeline.stop()
+    rig.until(lambda: rig.pipeline.leaving, "the replica to stop")
+    rig.until(lambda: not rig.pipeline._seats[1].thread.is_alive(), "the other member to leave")
+    rig.group.send(b"1", deliveries=4)
+    rig.group.send(b"2", deliveries=3)
+    go.set()
+    rig.thread.join(8)
+    assert not rig.thread.is_alive()
+    assert rig.group.states() == ["done", "available"]
+    assert _letters(rig) == ["DeliveriesExhausted"]
+
+
+def test_after_an_error_a_letter_at_the_last_delivery_is_seen_off(rig: Rig) -> None:
+    rig.sink.answers = lambda _: FakeSink.HOLD
+    rig.group.send(b"1", deliveries=4)
+    rig.sink.wait(lambda: bool(rig.sink.held), "the letter under way")
+    rig.pipeline.crashed(Fatal("a fault"))
+    rig.until(lambda: rig.pipeline.leaving, "the replica to stop")
+    rig.sink.answer()
+    assert isinstance(rig.ended(), Fatal)
+    assert rig.group.states() == ["done"]
+
+
 def test_a_broker_without_share_groups_ends_it(make_rig: Callable[..., Rig]) -> None:
     group = FakeShareGroup(FakeClock(), lock_s=LOCK_S)
     rig = make_rig(group)

@@ -111,17 +111,35 @@ class KafkaSink:
         return delivery_error(error, topic)
 
     def _serve_reports(self) -> None:
-        while not self._closing.is_set():
-            try:
-                self._producer.poll(0.1)
-            except CALL_ERRORS as error:
-                self._fatal = self._fatal or error
-            if self._fatal is not None:
-                self._renew()
-            if self._log_in_refused is not None and self._refusal is None:
-                self._give_up(self._log_in_refused)
-            if self._overflow:
-                self._drain_overflow()
+        try:
+            while not self._closing.is_set():
+                self._serve_some()
+        except Exception as error:  # a new producer that cannot be made, say
+            logger.opt(exception=error).error("delivery reports end")
+            self._end(error)
+
+    def _serve_some(self) -> None:
+        try:
+            self._producer.poll(0.1)
+        except CALL_ERRORS as error:
+            self._fatal = self._fatal or error
+        if self._fatal is not None:
+            self._renew()
+        if self._log_in_refused is not None and self._refusal is None:
+            self._give_up(self._log_in_refused)
+        if self._overflow:
+            self._drain_overflow()
+
+    def _end(self, error: Exception) -> None:
+        """Nobody is left to tell what became of records: all that wait are told so, and so is who comes."""
+        refusal = OutputRefused(f"the producer cannot go on: {error}", remedy="start the replica again")
+        with self._lock:
+            self._refusal = refusal
+            waiting = [*self._unreported.values(), *(done for _, done in self._overflow)]
+            self._unreported.clear()
+            self._overflow.clear()
+        for done in waiting:
+            done(refusal)
 
     def _drain_overflow(self) -> None:
         with self._lock:
