@@ -65,6 +65,9 @@ from consumer.workers import Workers
 _JOIN_S = 10.0
 _LET_GO_S = 1.0
 """For threads in a decoder or a store when all ends: the interpreter should not end under them."""
+_PAUSED_S = 2.0
+"""Between two ticks, which come many times a second: the process was stopped, or its machine was. After that whatever
+is under way gets so much time before it counts as stuck."""
 _SCHEMA_REGISTRY = "schema-registry"  # its health key, beside those of the stores
 _SANDBOX_REST_S = 30.0
 """Seconds without a suspect after which the sandbox's memory is given back."""
@@ -146,6 +149,7 @@ class Flow:
         self._closed = False
         self._infer_since_s: float | None = None
         self._stuck = False
+        self._ticked_s = self._judge_from_s = clock.monotonic_s()
         self._stage_of: dict[int, tuple[str, float]] = {}
         self._wholes: dict[int, _Whole] = {}
         self._with_decoder: dict[int, tuple[float, Delivery]] = {}
@@ -191,14 +195,14 @@ class Flow:
             DecoderStuck: a decode is.
         """
         now_s = self._clock.monotonic_s()
-        since_s = self._infer_since_s
-        if since_s is not None and now_s - since_s > self._infer_deadline_s:
-            self._stuck = True
-            raise RuntimeStuck(
-                f"a model call has not returned for {self._infer_deadline_s:g} s",
-                remedy="raise model.infer_deadline_ms if the model is that slow, or lower batch.max_size",
-            )
-        self._check_decoder(now_s)
+        if now_s - self._ticked_s > _PAUSED_S:  # we stood still, not what we wait for: it has not had its time
+            self._judge_from_s = now_s + _PAUSED_S
+        self._ticked_s = now_s
+        with self._with_decoder_lock:
+            self._mind_silence()
+        if now_s >= self._judge_from_s:
+            self._check_model(now_s)
+            self._check_decoder(now_s)
         self._rest_sandbox(now_s)
         with self._retries_lock:
             due = self._retries.due(now_s)
@@ -208,9 +212,17 @@ class Flow:
     def _try(self, attempt: Attempt) -> None:
         self._fetch_pool.submit(self._guard, self._fetch if attempt.schema is None else self._load_schema, attempt)
 
+    def _check_model(self, now_s: float) -> None:
+        since_s = self._infer_since_s
+        if since_s is not None and now_s - since_s > self._infer_deadline_s:
+            self._stuck = True
+            raise RuntimeStuck(
+                f"a model call has not returned for {self._infer_deadline_s:g} s",
+                remedy="raise model.infer_deadline_ms if the model is that slow, or lower batch.max_size",
+            )
+
     def _check_decoder(self, now_s: float) -> None:
         with self._with_decoder_lock:
-            self._mind_silence()
             decoding = list(self._with_decoder.values())
         for since_s, delivery in decoding:
             if now_s - since_s > self._decode_deadline_s:

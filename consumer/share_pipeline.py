@@ -377,8 +377,8 @@ class SharePipeline(Owner[_Polled]):
     def _shut_down(self) -> None:
         """Take nothing more, finish what has begun, publish, acknowledge; release the rest, leave the group."""
         logger.info("stopping: finishing what is in flight")
-        self._leave()
         deadline_s = self._clock.monotonic_s() + self._rules.drain_timeout_s
+        self._leave()
         for delivery, _ in self._in_hand.values():
             delivery.lease.state = LeaseState.DRAINING
         while True:

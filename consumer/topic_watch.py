@@ -40,6 +40,7 @@ class TopicWatch:
         self._relabels = relabels
         self._absences = Absences(rules.topic_gone_s)
         self._check_at_s = 0.0
+        self._asking = False
         self._lost_at_s: dict[Partition, tuple[PartitionLedger, float]] = {}
         """When to ask again where a partition goes on, and the books that it was on."""
 
@@ -91,12 +92,17 @@ class TopicWatch:
     def check(self) -> None:
         """Ask whether the topics are there, and the same, when it is time."""
         now_s = self._clock.monotonic_s()
-        if now_s < self._check_at_s:
+        if now_s < self._check_at_s or self._asking:
             return
         self._check_at_s = now_s + self._rules.metadata_interval_s
-        self._questions.ask(lambda: self._view.topics(self._rules.topics), self._compare, lambda: None)
+        self._asking = True  # brokers that are away answer none for long: no queue of questions, with others behind it
+        self._questions.ask(lambda: self._view.topics(self._rules.topics), self._compare, self._asked)
+
+    def _asked(self) -> None:
+        self._asking = False
 
     def _compare(self, found: Mapping[str, TopicFacts]) -> None:
+        self._asked()
         now_s = self._clock.monotonic_s()
         for name in self._rules.topics:
             self._absences.note(name, there=name in found, now_s=now_s)

@@ -543,6 +543,8 @@ class FakeGroupView:
     def commit_while_empty(self, points: Mapping[Partition, CommitPoint]) -> bool:
         """See the port."""
         self._ask()
+        if any(each.topic not in self.cluster.topics for each in points):
+            raise BrokerUnreachable("a topic is not there any more")
         if not self.cluster.has_members:
             self.cluster.committed.update(points)
         return not self.cluster.has_members

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
+from cachetools import LRUCache
+
 from consumer.errors import (
     EventTooLarge,
     Fatal,
@@ -50,6 +52,7 @@ from consumer.stages.standstill import StandStill, letters_of
 
 _TICK_S = 0.25
 _HALT_S = 30.0
+_MOST_REFUSED = 1_000
 """For the publisher's thread to take notice, which waits for nothing itself."""
 
 
@@ -160,7 +163,7 @@ class Publisher:
         self._still = StandStill()
         self._released: set[int] = set()
         """Messages that have waited, and are not judged again."""
-        self._refused_before: dict[tuple[object, ...], int] = {}
+        self._refused_before: LRUCache[tuple[object, ...], int] = LRUCache(maxsize=_MOST_REFUSED)
         """In transactions: how often a record was refused for its size, by topic and by what it answers."""
         self._sealing: int | None = None
         """The number of the seal that we come to rest for."""

@@ -16,6 +16,8 @@ from consumer.errors import Retryable, StoreBusy, StoreFailed
 from consumer.messages import ImageJob
 
 _PASSED_OVER = 2
+_MOST_STORES = 1_000
+"""That are remembered: below a wild card (`*.example.org`) there are hosts without number."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,11 +81,25 @@ class Retries:
 
     def admit(self, attempt: Attempt) -> bool:
         """Whether a first try makes sense now; otherwise it is kept until its store is back."""
-        store = self._stores.setdefault(attempt.store, _Store())
+        store = self._stores.pop(attempt.store, None) or _Store()
+        self._stores[attempt.store] = store  # the one asked last is the last
+        if len(self._stores) > 2 * _MOST_STORES:
+            self._forget_stores()
         if store.down_since_s is None:
             return True
         store.parked.append(attempt)
         return False
+
+    def _forget_stores(self) -> None:
+        """Those asked longest ago, if they are well and nobody waits for them."""
+        waited_for = {entry[2].store for entry in self._waiting}
+        idle = [
+            name
+            for name, store in self._stores.items()
+            if store.down_since_s is None and not store.parked and not store.crowded and name not in waited_for
+        ]
+        for name in idle[: len(self._stores) - _MOST_STORES]:
+            del self._stores[name]
 
     def succeeded(self, attempt: Attempt, now_s: float) -> bool:
         """The store served this one. True where it was presumed down and is back: what waited for it is due now."""

@@ -35,7 +35,12 @@ class ShadowEvents:
             if self.under_way >= _MOST_UNDER_WAY:
                 return
             self.under_way += 1
-        self._sink.publish(shadow_event(labelled, self._context, self._topic, self._clock.utc_now()), self._done)
+        try:
+            record = shadow_event(labelled, self._context, self._topic, self._clock.utc_now())
+        except Exception as error:  # by no fault of the new model's, which is judged by its labels alone
+            self._done(error)
+        else:
+            self._sink.publish(record, self._done)
 
     def _done(self, error: Exception | None) -> None:
         with self._lock:

@@ -100,6 +100,13 @@ def test_a_group_without_members_takes_commits_from_outside(place: Place, view: 
     assert view.committed([first, second]) == points
 
 
+def test_a_commit_from_outside_for_a_topic_that_went_away_is_to_be_tried_again(place: Place, view: GroupView) -> None:
+    if place.is_mock:
+        return
+    with pytest.raises(BrokerUnreachable):
+        view.commit_while_empty({Partition(unique("gone"), 0): CommitPoint(3)})
+
+
 def test_a_group_with_a_member_takes_none(place: Place, view: GroupView) -> None:
     if place.is_mock:
         return

@@ -716,6 +716,24 @@ def test_a_model_call_past_its_deadline_ends_the_process(rig: Rig) -> None:
     rig.outcome(1)
 
 
+def test_a_process_that_was_stopped_does_not_take_its_pause_for_a_stuck_model_or_decoder(rig: Rig) -> None:
+    rig.runtime.gate.clear()
+    rig.submit(b"1")
+    assert rig.runtime.running.wait(5)
+    rig.decoder.gate.clear()
+    (sent,) = rig.submit(b"2")
+    rig.wait(lambda: rig.flow.is_decoding(sent), "decoding to begin")
+    rig.clock.advance(100.0)
+    rig.flow.tick()
+    rig.clock.advance(1.0)
+    rig.flow.tick()
+    rig.runtime.gate.set()
+    rig.decoder.gate.set()
+    rig.outcome(2)
+    rig.clock.advance(1.0)
+    rig.flow.tick()
+
+
 def test_a_decode_past_its_deadline_ends_the_process(rig: Rig) -> None:
     rig.decoder.gate.clear()
     (sent,) = rig.submit(b"1")

@@ -641,6 +641,23 @@ def test_a_partition_revoked_while_its_question_is_out_does_not_begin(rig: Rig) 
     rig.until_committed(A, 1)
 
 
+def test_topics_are_asked_about_one_question_at_a_time(rig: Rig) -> None:
+    rig.own(A)
+    rig.until_committed(A, 0)
+    rig.view.answering.clear()
+    asked: list[object] = []
+    ask = rig.pipeline._questions.ask
+    rig.pipeline._questions.ask = lambda *given: (asked.append(given), ask(*given))[1]  # type: ignore[method-assign]
+    for _ in range(10):
+        rig.clock.advance(6.0)
+        rig.turns()
+    assert len(asked) == 1
+    rig.view.answering.set()
+    rig.until(lambda: not rig.pipeline._topics._asking, "the answer")
+    rig.clock.advance(6.0)
+    rig.until(lambda: len(asked) == 2, "the next question")
+
+
 def test_an_answer_that_comes_during_a_drain_begins_nothing_inside_it(rig: Rig) -> None:
     rig.runtime.gate.clear()
     rig.cluster.send(A, b"1")
@@ -980,6 +997,8 @@ def test_what_ends_the_process_commits_what_is_finished_and_nothing_past_it(rig:
     if where == "stuck":
         assert rig.runtime.running.wait(8)
         rig.clock.advance(61.0)
+        rig.turns()  # a clock that leaps is a process that was stopped: what is under way gets a moment
+        rig.clock.advance(2.0)
     assert isinstance(rig.ended(), {"model": ModelError, "poll": Fatal, "stuck": RuntimeStuck}[where])
     assert rig.committed(A) == 1
     assert rig.source.closed
@@ -1075,6 +1094,8 @@ def test_a_decoder_that_hangs_ends_the_process_and_leaves_its_mark_alone(rig: Ri
     rig.until_committed(A, 0)
     rig.until_committed(B, 0)
     rig.clock.advance(31.0)
+    rig.turns()
+    rig.clock.advance(2.0)
     assert isinstance(rig.ended(), DecoderStuck)
     assert (rig.note(A).in_hand, rig.note(B).in_hand) == (MOST_IN_HAND, 0)
     assert rig.committed(A) == 0

@@ -280,6 +280,19 @@ def test_a_probe_out_at_its_store_that_ends_without_an_answer_hands_over_too() -
     assert room.retries.down_stores() == {}
 
 
+def test_stores_without_number_are_not_all_remembered() -> None:
+    room = _Room()
+    down = room.take_down()
+    waits = room.attempt(1, store="https://waits.example.org")
+    assert room.retries.admit(waits)
+    assert room.retries.failed(waits, ERROR, 0.0) is None
+    for number in range(5_000):
+        assert room.retries.admit(room.attempt(number, store=f"https://{number}.example.org"))
+    assert len(room.retries._stores) < 2_100
+    assert list(room.retries.down_stores()) == [STORE]
+    assert set(room.retries.due(10.0)) == {down, waits}
+
+
 def test_an_attempt_that_is_no_probe_leaves_the_store_as_it_is() -> None:
     room = _Room()
     room.take_down()

@@ -643,6 +643,21 @@ def test_a_shadow_topic_that_cannot_be_written_is_said_and_harms_nothing() -> No
     wait_until(lambda: events.under_way == 0, timeout_s=5, what="the answers")
 
 
+def test_a_shadow_event_that_cannot_be_made_is_left_out() -> None:
+    sink = FakeSink()
+    context = EventContext("cluster", "group", "replica", "predictions", "images.dlq", 1024 * 1024)
+    events = ShadowEvents(sink, replace(context, encoder=_NoEncoder()), topic="predictions.shadow", clock=FakeClock())
+    (labelled,) = fake_serving(FakeRuntime("2")).inference(Batch((_image(3),), CloseReason.SIZE))
+    assert not isinstance(labelled, Rejected)
+    events.publish(labelled)
+    assert (events.under_way, sink.handed_over) == (0, [])
+
+
+class _NoEncoder:
+    def encode(self, *_: object) -> bytes:
+        raise ValueError("no schema for it")
+
+
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 

@@ -164,12 +164,13 @@ class KafkaGroupView:
         try:
             return question().result(timeout=self._timeout_s + 1)
         except (KafkaException, TimeoutError) as error:
+            cause = _cause(error)
+            if cause is not None and cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise _Unknown(cause.str()) from error
             self._raise(error, topic)
 
     def _raise(self, error: Exception, topic: str | None = None) -> NoReturn:
-        cause = error.args[0] if error.args and isinstance(error.args[0], KafkaError) else None
-        if cause is not None and cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            raise _Unknown(cause.str()) from error
+        cause = _cause(error)
         fatal = consumer_error(cause, topic) if cause is not None else None
         if fatal is not None:
             raise fatal from error
@@ -185,6 +186,10 @@ def _spec(at: str | int) -> Any:
     if at == "latest":
         return OffsetSpec.latest()  # type: ignore[no-untyped-call]
     return OffsetSpec.for_timestamp(int(at))
+
+
+def _cause(error: Exception) -> KafkaError | None:
+    return error.args[0] if error.args and isinstance(error.args[0], KafkaError) else None
 
 
 class _Unknown(Exception):
