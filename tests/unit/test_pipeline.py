@@ -647,7 +647,12 @@ def test_topics_are_asked_about_one_question_at_a_time(rig: Rig) -> None:
     rig.view.answering.clear()
     asked: list[object] = []
     ask = rig.pipeline._questions.ask
-    rig.pipeline._questions.ask = lambda *given: (asked.append(given), ask(*given))[1]  # type: ignore[method-assign]
+
+    def counting(*question: Any) -> None:
+        asked.append(question)
+        ask(*question)
+
+    rig.pipeline._questions.ask = counting  # type: ignore[method-assign,assignment]
     for _ in range(10):
         rig.clock.advance(6.0)
         rig.turns()

@@ -654,6 +654,8 @@ def test_a_shadow_event_that_cannot_be_made_is_left_out() -> None:
 
 
 class _NoEncoder:
+    content_type = b"application/json"
+
     def encode(self, *_: object) -> bytes:
         raise ValueError("no schema for it")
 
