@@ -174,6 +174,47 @@ def test_an_owned_partition_restarts_at_an_offset_by_unassign_and_assign(
 
 
 @both_protocols
+@pytest.mark.parametrize("how", ["unassign and assign", "seek"])
+def test_a_revoke_that_waits_to_be_heard_is_answered_by_unassign_and_assign_and_not_by_seek(
+    kafka: Cluster, make_topics: MakeTopics, protocol: Protocol, how: str
+) -> None:
+    """The partition has its next owner then, before we know that it is to go. So a partition begins by `seek`."""
+    topic = make_topics(partitions=2).images
+    with contextlib.ExitStack() as members:
+        first = members.enter_context(Member(kafka, [topic], protocol=protocol, client_id="first"))
+        first.poll_until(lambda: len(first.consumer.assignment()) == 2, what="both partitions")
+        second = members.enter_context(Member(kafka, [topic], protocol=protocol, group=first.group))
+        kept = _partition_that_is_kept(kafka, second, of=first)
+        for _ in range(20):
+            if how == "seek":
+                first.consumer.seek(TopicPartition(topic, kept, 0))
+            else:
+                restart(first.consumer, topic, kept, 0)
+            second.poll(0.1)
+        assert ("revoked", (1 - kept,)) not in first.rebalances, "it has not polled"
+        early = bool(second.consumer.assignment())
+        assert early == (how == "unassign and assign")
+        first.poll_until(lambda: ("revoked", (1 - kept,)) in first.rebalances, what="the revoke")
+        wait_until(lambda: second.poll(0.1) or second.consumer.assignment(), timeout_s=20, what="the partition")
+
+
+def _partition_that_is_kept(kafka: Cluster, second: Member, *, of: Member) -> int:
+    """Of the first member, which does not poll, when the coordinator has taken one partition of it."""
+
+    def kept() -> list[int]:
+        second.poll(0.1)
+        group = kafka.admin().describe_consumer_groups([of.group])[of.group].result(10)
+        for member in group.members:
+            if member.client_id == "first":
+                assigned = member.target_assignment or member.assignment
+                return [each.partition for each in assigned.topic_partitions]
+        return []
+
+    wait_until(lambda: len(kept()) == 1, timeout_s=30, what="the coordinator to take one of the two")
+    return kept()[0]
+
+
+@both_protocols
 def test_a_pause_survives_unassign_and_assign(kafka: Cluster, make_topics: MakeTopics, protocol: Protocol) -> None:
     topic = make_topics(partitions=1).images
     send(kafka, topic, numbered(20))

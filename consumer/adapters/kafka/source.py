@@ -144,8 +144,13 @@ class KafkaSource:
     def start(self, lease: Lease, offset: int) -> None:
         """See the port."""
         where = TopicPartition(lease.partition.topic, lease.partition.number, offset)
-        self._consumer.incremental_unassign([where])
-        self._consumer.incremental_assign([where])
+        try:
+            self._consumer.seek(where)
+        except KafkaException:  # nothing is fetched of it: its offset was refused, or it was assigned this very moment
+            # Not in all cases: outside of its callback this also answers a revoke that waits for our next poll, and of
+            # whichever partition. Its next owner would begin before we have committed.
+            self._consumer.incremental_unassign([where])
+            self._consumer.incremental_assign([where])
         self._consumer.resume([where])  # a pause outlives its assignment
         self._paused.discard(lease.partition)
         self._leases[lease.partition] = lease
