@@ -121,6 +121,21 @@ class KafkaPlace:
         ]
 
 
+class Assigned:
+    """A member that only joins."""
+
+    def __init__(self) -> None:
+        self.partitions: set[Partition] = set()
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        self.partitions.update(partitions)
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        self.partitions.difference_update(partitions)
+
+    on_lost = on_revoked
+
+
 def _headers(raw: Any) -> tuple[tuple[str, bytes | None], ...]:
     return tuple(raw or ())
 

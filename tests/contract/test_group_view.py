@@ -1,6 +1,6 @@
 """The contract of `ports.GroupView`, over the fake, librdkafka's mock cluster and a real broker."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import Producer
@@ -9,26 +9,11 @@ from consumer.adapters.kafka.group_view import KafkaGroupView
 from consumer.errors import BrokerUnreachable
 from consumer.messages import CommitPoint, Partition
 from consumer.ports import GroupView
-from tests.contract.kafka_places import KafkaPlace, Place
+from tests.contract.kafka_places import Assigned, KafkaPlace, Place
 from tests.fakes import FakeCluster, FakeGroupView
 from tests.kafka_broker import Cluster
 from tests.kafka_clients import unique
 from tests.processes import free_port, wait_until
-
-
-class Assigned:
-    """A member that only joins."""
-
-    def __init__(self) -> None:
-        self.partitions: set[Partition] = set()
-
-    def on_assigned(self, partitions: Sequence[Partition]) -> None:
-        self.partitions.update(partitions)
-
-    def on_revoked(self, partitions: Sequence[Partition]) -> None:
-        self.partitions.difference_update(partitions)
-
-    on_lost = on_revoked
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from consumer.adapters.kafka.source import KafkaSource
 from consumer.errors import NotAuthorized
 from consumer.messages import CommitPoint, Delivery, Lease, Partition
 from consumer.ports import CommitResult, MessageSource, OffsetLost
-from tests.contract.kafka_places import KafkaPlace, Place
+from tests.contract.kafka_places import Assigned, KafkaPlace, Place
 from tests.kafka_broker import Cluster
 from tests.kafka_clients import unique
 from tests.processes import wait_until
@@ -231,3 +231,32 @@ def test_what_ends_the_process_is_not_hidden_by_the_error_that_follows_it(
     with pytest.raises(NotAuthorized):
         source.poll(0)
     source.close()
+
+
+def test_a_partition_that_begins_answers_no_revoke_that_waits_to_be_heard(place: Place) -> None:
+    """Else it has its next owner before this one has committed."""
+    if not isinstance(place, KafkaPlace) or place.is_mock:
+        return
+    owner, other, theirs = Owner(place), place.source(), Assigned()
+    other.subscribe(theirs)
+    kept: set[int] = set()
+
+    def wanted_back() -> bool:
+        other.poll(0.1)
+        group = place.cluster.admin().describe_consumer_groups([place.group])[place.group].result(10)
+        for member in group.members:
+            targets = member.target_assignment.topic_partitions if member.target_assignment else []
+            if len(member.assignment.topic_partitions) == 4 and len(targets) == 2:
+                kept.update(each.partition for each in targets)
+        return bool(kept)
+
+    wait_until(wanted_back, timeout_s=30, what="the coordinator to want two of four back")
+    for _ in range(20):
+        for number in kept:
+            owner.start(number)
+        other.poll(0.1)
+    assert not theirs.partitions
+    owner.until(lambda: len(owner.revoked) == 2, "the revoke")
+    wait_until(lambda: other.poll(0.1) or len(theirs.partitions) == 2, timeout_s=20, what="the two")
+    owner.source.close()
+    other.close()
