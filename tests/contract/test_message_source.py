@@ -257,6 +257,6 @@ def test_a_partition_that_begins_answers_no_revoke_that_waits_to_be_heard(place:
         other.poll(0.1)
     assert not theirs.partitions
     owner.until(lambda: len(owner.revoked) == 2, "the revoke")
-    wait_until(lambda: other.poll(0.1) or len(theirs.partitions) == 2, timeout_s=20, what="the two")
+    wait_until(lambda: other.poll(0.1) is None and len(theirs.partitions) == 2, timeout_s=20, what="the two")
     owner.source.close()
     other.close()

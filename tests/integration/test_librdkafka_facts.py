@@ -195,7 +195,7 @@ def test_a_revoke_that_waits_to_be_heard_is_answered_by_unassign_and_assign_and_
         early = bool(second.consumer.assignment())
         assert early == (how == "unassign and assign")
         first.poll_until(lambda: ("revoked", (1 - kept,)) in first.rebalances, what="the revoke")
-        wait_until(lambda: second.poll(0.1) or second.consumer.assignment(), timeout_s=20, what="the partition")
+        second.poll_until(lambda: bool(second.consumer.assignment()), what="the partition")
 
 
 def _partition_that_is_kept(kafka: Cluster, second: Member, *, of: Member) -> int:
