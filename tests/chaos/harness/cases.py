@@ -95,9 +95,9 @@ CASES: tuple[Case, ...] = (
         "no-fence",
         frozenset({"I3"}),
         (
-            *(Fault(0.5, "slow model", {"replica": number, "seconds": 0.2}, 32.0) for number in range(2)),
-            *(  # one of them owns the partition
-                Fault(3.0 + 14.0 * number, "replica stopped past its session", {"replica": number}, SESSION_S + 3.0)
+            *(Fault(0.5, "slow model", {"replica": number, "seconds": 0.2}, 50.0) for number in range(2)),
+            *(  # one of them owns the partition; the other has time to take it over and to commit
+                Fault(3.0 + 22.0 * number, "replica stopped past its session", {"replica": number}, SESSION_S + 10.0)
                 for number in range(2)
             ),
         ),
