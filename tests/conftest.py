@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hypothesis
 import pytest
 
 from tests.kafka_broker import Cluster, KafkaBroker, KafkaUnavailable
@@ -23,6 +24,8 @@ _missing_kafka: list[str] = []  # why, said once at the end
 
 def pytest_configure() -> None:
     """Children that tests send a Ctrl-C inherit how it is treated here; in the background of a script it is ignored."""
+    hypothesis.settings.register_profile("ouzel", deadline=None)  # a deadline is an assertion on timing
+    hypothesis.settings.load_profile("ouzel")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
