@@ -163,12 +163,13 @@ def _topic_maker(kafka: Cluster) -> Iterator[MakeTopics]:
         where = cluster or kafka
         name = unique("images")
         topics = Topics(name, name.replace("images", "predictions"), f"{name}.dlq", unique("group"), partitions)
-        for topic, config in (
-            (topics.images, images_config),
-            (topics.predictions, predictions_config),
-            (topics.dead_letters, dead_letters_config),
-        ):
-            made.append((where, where.create_topic(topic, partitions=partitions, config=config)))
+        configs = {
+            topics.images: images_config,
+            topics.predictions: predictions_config,
+            topics.dead_letters: dead_letters_config,
+        }
+        where.create_topics(configs, partitions=partitions)
+        made.extend((where, topic) for topic in configs)
         return topics
 
     yield make

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
@@ -125,10 +125,17 @@ class Cluster:
         self, name: str, *, partitions: int = 1, config: Mapping[str, str] | None = None, timeout_s: float = 20
     ) -> str:
         """Create a topic, wait until every partition has a leader, and return its name."""
-        topic = NewTopic(name, num_partitions=partitions, config=dict(config or {}))
-        self.admin().create_topics([topic], operation_timeout=timeout_s)[name].result(timeout_s)
-        self._wait_for_leaders(name, partitions, timeout_s)
+        self.create_topics({name: config}, partitions=partitions, timeout_s=timeout_s)
         return name
+
+    def create_topics(
+        self, configs: Mapping[str, Mapping[str, str] | None], *, partitions: int = 1, timeout_s: float = 20
+    ) -> None:
+        """Create topics, a name with its config each, in one request, and wait until every partition has a leader."""
+        wanted = [NewTopic(name, num_partitions=partitions, config=dict(each or {})) for name, each in configs.items()]
+        for made in self.admin().create_topics(wanted, operation_timeout=timeout_s).values():
+            made.result(timeout_s)
+        self._wait_for_leaders(list(configs), partitions, timeout_s)
 
     def delete_topic(self, name: str, *, timeout_s: float = 20) -> None:
         """Delete a topic and wait until the broker no longer lists it."""
@@ -143,18 +150,21 @@ class Cluster:
         """Raise a topic's number of partitions to `total` and wait until each has a leader."""
         request = NewPartitions(name, total)
         self.admin().create_partitions([request], operation_timeout=timeout_s)[name].result(timeout_s)
-        self._wait_for_leaders(name, total, timeout_s)
+        self._wait_for_leaders([name], total, timeout_s)
 
-    def _wait_for_leaders(self, name: str, partitions: int, timeout_s: float) -> None:
+    def _wait_for_leaders(self, names: list[str], partitions: int, timeout_s: float) -> None:
         def led() -> bool:
-            topic = self.admin().list_topics(timeout=timeout_s).topics.get(name)
-            return (
-                topic is not None
-                and len(topic.partitions) == partitions
-                and all(partition.leader >= 0 for partition in topic.partitions.values())
+            try:
+                asked = self.admin().describe_topics(TopicCollection(names), request_timeout=timeout_s)
+                found = [each.result(timeout_s) for each in asked.values()]
+            except KafkaException:  # the broker that was asked has not heard of one
+                return False
+            return all(
+                len(topic.partitions) == partitions and all(partition.leader for partition in topic.partitions)
+                for topic in found
             )
 
-        wait_until(led, timeout_s=timeout_s, what=f"{partitions} leaders of topic {name}")
+        wait_until(led, timeout_s=timeout_s, what=f"{partitions} leaders of each of {', '.join(names)}")
 
 
 class KafkaNode:

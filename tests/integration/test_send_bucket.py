@@ -108,8 +108,7 @@ def test_what_is_sent_of_a_bucket_is_labelled(
     client = s3.client()
     for number, key in enumerate(ODD_KEYS):
         client.put_object(Bucket=bucket, Key=key, Body=photographs[number].read_bytes())
-    for topic in (sending.predictions, sending.letters):
-        kafka.create_topic(topic, partitions=3)
+    kafka.create_topics(dict.fromkeys((sending.predictions, sending.letters)), partitions=3)
     names = ReplicaTopics(sending.images, sending.predictions, sending.letters, sending.group, partitions=3)
     allowed = {**sending.variables, "OUZEL_STORES__S3__BUCKETS": f'["{bucket}"]'}
     assert sending.ouzel("send", f"s3://{bucket}/").code == 0
