@@ -4,12 +4,15 @@
 killed and paused; `KafkaBroker` is both, a cluster of one node.
 """
 
+import fcntl
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -171,13 +174,16 @@ class KafkaNode:
     """A Java process of Apache Kafka, with its properties and its data in a temporary folder.
 
     `write_properties` once, then `format`, then `launch` as often as it has ended. `enter` comes before its commands,
-    and says in which namespaces they run.
+    and says in which namespaces they run. Its classes come from the `_class_archive`, but of the node that makes that.
     """
 
-    def __init__(self, *, enter: Sequence[str] = ()) -> None:
+    def __init__(self, *, enter: Sequence[str] = (), archived: bool = True) -> None:
         self._enter = tuple(enter)
         self._java = find_java()
-        self._jars = fetch_jars(_JARS, say=lambda text: print(text, file=sys.stderr))
+        jars = fetch_jars(_JARS, say=lambda text: print(text, file=sys.stderr))
+        self._class_path = ":".join(sorted(map(str, jars.glob("*.jar"))))
+        archive = _class_archive(self._java, self._class_path) if archived else None
+        self._java_options = (*_HEAP_OPTIONS, *([f"-XX:SharedArchiveFile={archive}"] if archive else []))
         self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-"))
         self.log_path = self._directory / "broker.log"
         self.disk = self._directory / "disk"
@@ -197,7 +203,7 @@ class KafkaNode:
 
     def _java_command(self, *arguments: str) -> list[str]:
         logging = f"-Dlog4j2.configurationFile={RESOURCES / 'log4j2.xml'}"
-        return [*self._enter, self._java, *_HEAP_OPTIONS, logging, "-cp", f"{self._jars}/*", *arguments]
+        return [*self._enter, self._java, *self._java_options, logging, "-cp", self._class_path, *arguments]
 
     def format(self, *options: str, timeout_s: float = 60) -> None:
         """Prepare the data folder, if there is none yet."""
@@ -208,11 +214,12 @@ class KafkaNode:
             subprocess.run(self._java_command(*tool), stdout=log, stderr=log, timeout=timeout_s, check=True)
         self._formatted = True
 
-    def launch(self) -> None:
+    def launch(self, *java_options: str) -> None:
         """Start the process on its data and its ports; it does not answer yet."""
         assert not self.running
+        command = self._java_command(*java_options, "kafka.Kafka", str(self._properties_path))
         with self.log_path.open("ab") as log:
-            self._process = start_process(self._java_command("kafka.Kafka", str(self._properties_path)), output=log)
+            self._process = start_process(command, output=log)
 
     @property
     def running(self) -> bool:
@@ -269,6 +276,7 @@ class KafkaBroker(KafkaNode, Cluster):
         properties: more lines of server.properties.
         advertised_port: the port that clients are told, where a proxy stands between.
         features: levels other than the newest, such as `{"share.version": 0}`.
+        archived: see `KafkaNode`.
     """
 
     def __init__(
@@ -278,9 +286,10 @@ class KafkaBroker(KafkaNode, Cluster):
         properties: Mapping[str, str] | None = None,
         advertised_port: int | None = None,
         features: Mapping[str, int] | None = None,
+        archived: bool = True,
     ) -> None:
         self._features = [word for each in (features or {}).items() for word in ("--feature", "{}={}".format(*each))]
-        KafkaNode.__init__(self)
+        KafkaNode.__init__(self, archived=archived)
         self.secure = secure
         self.port = free_port()
         self.doors = Doors.made(self._directory / "certificates") if secure else None
@@ -399,3 +408,29 @@ class KafkaBroker(KafkaNode, Cluster):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@functools.cache
+def _class_archive(java: str, class_path: str) -> Path | None:
+    """Kafka's classes as this Java has them once they are loaded, made by the first node here: with it a start takes
+    half the CPU. A Java that cannot use it starts without. None where it could not be made."""
+    version = subprocess.run([java, "--version"], capture_output=True, check=False).stdout
+    archive = _JARS / f"{KAFKA_VERSION}-{zlib.crc32(version + class_path.encode()):08x}.jsa"
+    # One at a time: test processes start side by side.
+    with (_JARS / "archive.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not archive.exists():
+            making = archive.with_suffix(".making")
+            broker = KafkaBroker(archived=False)
+            try:
+                broker.format("--standalone")
+                broker.launch(f"-XX:ArchiveClassesAtExit={making}")
+                wait_until(broker._answers, timeout_s=60, what="Apache Kafka to answer")
+                broker.stop(timeout_s=120)
+                making.rename(archive)  # complete or not there at all
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                print(f"brokers start without an archive of their classes: {error}", file=sys.stderr)
+                return None
+            finally:
+                broker.close()
+    return archive
