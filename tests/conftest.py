@@ -90,7 +90,7 @@ def kafka() -> Iterator[Cluster]:
     if external:
         yield Cluster(external)
         return
-    broker = or_skip(KafkaBroker)
+    broker = or_skip(lambda: KafkaBroker(in_memory=True))
     with broker:
         yield broker
 
@@ -107,7 +107,7 @@ def broker(kafka: Cluster) -> Iterator[KafkaBroker]:
 @pytest.fixture(scope="session")
 def secure_broker() -> Iterator[KafkaBroker]:
     """A second broker of our own that asks for a password and refuses what no ACL allows; its user is `ouzel`."""
-    with or_skip(lambda: KafkaBroker(secure=True)) as broker:
+    with or_skip(lambda: KafkaBroker(secure=True, in_memory=True)) as broker:
         yield broker
 
 

@@ -4,6 +4,7 @@
 killed and paused; `KafkaBroker` is both, a cluster of one node.
 """
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -39,6 +40,7 @@ from tests.processes import free_port, start_process, tail, wait_until
 __all__ = ["KAFKA_VERSION", "Cluster", "KafkaBroker", "KafkaNode", "KafkaUnavailable", "find_java"]
 
 _JARS = Path(__file__).resolve().parent.parent / ".kafka"
+_MEMORY_BYTES = 4 << 30  # so much must be free; a container often has 64 MiB
 _STORAGE_ID = "4L6g3nShT-eMCtK--X86sw"  # any base64 UUID will do
 
 # Single node, as small and as quick as it gets. Fixed facts: Apache Kafka 4.4's own configuration names.
@@ -175,16 +177,17 @@ class KafkaNode:
 
     `write_properties` once, then `format`, then `launch` as often as it has ended. `enter` comes before its commands,
     and says in which namespaces they run. Its classes come from the `_class_archive`, but of the node that makes that.
+    `in_memory`: its folder is in `_memory`, where that is.
     """
 
-    def __init__(self, *, enter: Sequence[str] = (), archived: bool = True) -> None:
+    def __init__(self, *, enter: Sequence[str] = (), archived: bool = True, in_memory: bool = False) -> None:
         self._enter = tuple(enter)
         self._java = find_java()
         jars = fetch_jars(_JARS, say=lambda text: print(text, file=sys.stderr))
         self._class_path = ":".join(sorted(map(str, jars.glob("*.jar"))))
         archive = _class_archive(self._java, self._class_path) if archived else None
         self._java_options = (*_HEAP_OPTIONS, *([f"-XX:SharedArchiveFile={archive}"] if archive else []))
-        self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-", dir=_memory() if in_memory else None))
         self.log_path = self._directory / "broker.log"
         self.disk = self._directory / "disk"
         """The folder in which its data lies."""
@@ -276,7 +279,7 @@ class KafkaBroker(KafkaNode, Cluster):
         properties: more lines of server.properties.
         advertised_port: the port that clients are told, where a proxy stands between.
         features: levels other than the newest, such as `{"share.version": 0}`.
-        archived: see `KafkaNode`.
+        archived, in_memory: see `KafkaNode`.
     """
 
     def __init__(
@@ -287,9 +290,10 @@ class KafkaBroker(KafkaNode, Cluster):
         advertised_port: int | None = None,
         features: Mapping[str, int] | None = None,
         archived: bool = True,
+        in_memory: bool = False,
     ) -> None:
         self._features = [word for each in (features or {}).items() for word in ("--feature", "{}={}".format(*each))]
-        KafkaNode.__init__(self, archived=archived)
+        KafkaNode.__init__(self, archived=archived, in_memory=in_memory)
         self.secure = secure
         self.port = free_port()
         self.doors = Doors.made(self._directory / "certificates") if secure else None
@@ -408,6 +412,15 @@ class KafkaBroker(KafkaNode, Cluster):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _memory() -> Path | None:
+    """A folder in memory, with plenty of room: a tests' broker writes a few MB, and syncs often as topics are made."""
+    folder = Path("/dev/shm")
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder).free >= _MEMORY_BYTES:
+            return folder
+    return None
 
 
 @functools.cache
