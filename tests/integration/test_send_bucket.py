@@ -8,7 +8,7 @@ import os
 import select
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote_plus
@@ -23,7 +23,7 @@ from tests.integration.command_line import Answer, Topics
 from tests.kafka_broker import Cluster
 from tests.kafka_clients import unique
 from tests.replica import Replica
-from tests.s3_server import ACCESS_KEY, REGION, SECRET_KEY, FaultyProxy, S3Server
+from tests.s3_server import ACCESS_KEY, PAGE_KEYS, REGION, SECRET_KEY, FaultyProxy, S3Server, running_server
 
 pytestmark = pytest.mark.kafka
 
@@ -41,15 +41,26 @@ UNFETCHABLE = ["b//two.jpg", "b/../up.jpg", "b/tab\t.jpg"]
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with S3Server() as server:
-        yield server
+def s3() -> S3Server:
+    return running_server()
 
 
 @pytest.fixture
 def bucket(s3: S3Server) -> str:
     name = unique("photos")
     s3.make_bucket(name)
+    return name
+
+
+LONG_KEYS = [f"{number:03d}.jpg" for number in range(2 * PAGE_KEYS + 1)]
+
+
+@pytest.fixture(scope="module")
+def long_bucket(s3: S3Server) -> str:
+    """`LONG_KEYS` are in it: three pages of a listing, the last of one key."""
+    name = unique("photos")
+    s3.make_bucket(name)
+    put(s3, name, LONG_KEYS)
     return name
 
 
@@ -120,12 +131,10 @@ def test_what_is_sent_of_a_bucket_is_labelled(
     assert sending.read_all(sending.letters) == []
 
 
-def test_more_than_a_page_of_keys(sending: Topics, s3: S3Server, bucket: str) -> None:
-    keys = [f"{number:05d}.jpg" for number in range(2_500)]
-    put(s3, bucket, keys)
-    answer = sending.ouzel("send", f"s3://{bucket}", timeout_s=120)
+def test_more_than_a_page_of_keys(sending: Topics, long_bucket: str) -> None:
+    answer = sending.ouzel("send", f"s3://{long_bucket}", timeout_s=120)
     assert answer.code == 0, answer.stderr
-    assert sorted(keys_sent(sending, bucket)) == keys
+    assert sorted(keys_sent(sending, long_bucket)) == LONG_KEYS
 
 
 @pytest.mark.parametrize(
@@ -201,11 +210,9 @@ def test_a_limit_is_gone_on_after_by_the_next_send(sending: Topics, s3: S3Server
     assert Counter(keys_sent(sending, bucket))["0.jpg"] == 3
 
 
-def test_after_a_kill_it_goes_on_and_misses_none(sending: Topics, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    keys = [f"{number:03d}.jpg" for number in range(200)]
-    put(s3, bucket, keys)
+def test_after_a_kill_it_goes_on_and_misses_none(sending: Topics, long_bucket: str, tmp_path: Path) -> None:
     state = tmp_path / "place.json"
-    killed = sending.start_ouzel("send", "--rate", "50", "--state", str(state), f"s3://{bucket}/")
+    killed = sending.start_ouzel("send", "--rate", "50", "--state", str(state), f"s3://{long_bucket}/")
     try:
         assert killed.stdout is not None
         while not (state.exists() and orjson.loads(state.read_bytes())["after"]):
@@ -215,15 +222,15 @@ def test_after_a_kill_it_goes_on_and_misses_none(sending: Topics, s3: S3Server, 
     finally:
         killed.kill()
         killed.communicate()
-    before = keys_sent(sending, bucket)
+    before = keys_sent(sending, long_bucket)
     after = orjson.loads(state.read_bytes())["after"]
-    assert 0 < len(before) < len(keys)
+    assert 0 < len(before) < len(LONG_KEYS)
     assert after in before
-    answer = sending.ouzel("send", "--state", str(state), f"s3://{bucket}/")
+    answer = sending.ouzel("send", "--state", str(state), f"s3://{long_bucket}/")
     assert answer.code == 0, answer.stderr
     assert f"going on after {after}" in answer.stderr
-    assert len(answer.rows) == len([key for key in keys if key > after])  # and none that was noted again
-    assert set(keys_sent(sending, bucket)) == set(keys)
+    assert len(answer.rows) == len([key for key in LONG_KEYS if key > after])  # and none that was noted again
+    assert set(keys_sent(sending, long_bucket)) == set(LONG_KEYS)
     assert not state.exists()
 
 
@@ -240,26 +247,24 @@ def test_the_place_of_another_send_is_not_gone_on_with(
 
 
 def test_a_store_that_fails_midway_ends_it_with_its_place_noted(
-    sending: Topics, s3: S3Server, bucket: str, tmp_path: Path
+    sending: Topics, s3: S3Server, long_bucket: str, tmp_path: Path
 ) -> None:
-    keys = [f"{number:05d}.jpg" for number in range(1_001)]
-    put(s3, bucket, keys)
-    arguments = ("send", "--rate", "200", "--state", str(tmp_path / "place.json"), f"s3://{bucket}/")
+    arguments = ("send", "--rate", "40", "--state", str(tmp_path / "place.json"), f"s3://{long_bucket}/")
     with FaultyProxy(s3.port) as proxy:
         behind = replace(sending, variables={**sending.variables, "OUZEL_STORES__S3__ENDPOINT_URL": proxy.url})
         command = behind.start_ouzel(*arguments)
         try:
             assert command.stdout is not None
-            first = command.stdout.readline()  # so the first page, of a thousand, was listed
+            first = command.stdout.readline()  # so the first page was listed, and no other
             proxy.fault = "error-500"
             rest, said = command.communicate(timeout=120)
         finally:
             command.kill()
     assert command.returncode == 16, said
     assert b"the store answers InternalError" in said
-    assert len((first + rest).splitlines()) == 1_000
-    assert orjson.loads((tmp_path / "place.json").read_bytes())["after"] == keys[999]
-    again = sending.ouzel("send", "--state", str(tmp_path / "place.json"), f"s3://{bucket}/")
+    assert len((first + rest).splitlines()) == PAGE_KEYS
+    assert orjson.loads((tmp_path / "place.json").read_bytes())["after"] == LONG_KEYS[PAGE_KEYS - 1]
+    again = sending.ouzel("send", "--state", str(tmp_path / "place.json"), f"s3://{long_bucket}/")
     assert again.code == 1  # another endpoint is another source
     assert "the place of another send" in again.stderr
 
