@@ -19,7 +19,7 @@ import pytest
 from consumer.adapters.stores.buckets import BucketRules
 from consumer.commands._bookmark import default_path
 from tests.conftest import Topics as ReplicaTopics
-from tests.integration.command_line import Answer, Topics
+from tests.integration.command_line import Answer, Topics, ouzel_here
 from tests.kafka_broker import Cluster
 from tests.kafka_clients import unique
 from tests.replica import Replica
@@ -286,10 +286,26 @@ def test_a_store_that_is_not_there_is_told_with_what_to_do(sending: Topics) -> N
         ([], "name files, folders"),
     ],
 )
-def test_what_does_not_go_together_is_wrong_usage(sending: Topics, arguments: list[str], said: str) -> None:
-    answer = sending.ouzel("send", *arguments)
+def test_what_does_not_go_together_is_wrong_usage(arguments: list[str], said: str) -> None:
+    answer = ouzel_here("send", *arguments)
     assert answer.code == 2
-    assert said in " ".join(answer.stderr.replace("│", " ").split())
+    assert said in words(answer)
+
+
+def test_wrong_usage_ends_a_process_as_it_does_here() -> None:
+    answer = nobody().ouzel("send", "s3://photos/", "more.jpg")
+    assert answer.code == 2
+    assert "stands alone" in words(answer)
+
+
+def words(answer: Answer) -> str:
+    """What stderr says, without the frame around it."""
+    return " ".join(answer.stderr.replace("│", " ").split())
+
+
+def nobody() -> Topics:
+    """A broker that is not there."""
+    return Topics("127.0.0.1:9", unique("cli"))
 
 
 def test_a_default_place_is_another_for_another_source() -> None:
@@ -424,11 +440,18 @@ def test_an_inventory_may_lie_in_a_folder(sending: Topics, bucket: str, tmp_path
         (b'{"fileFormat":"CSV","fileSchema":"Key","destinationBucket":"b","files":[]}', "no Bucket and Key"),
     ],
 )
-def test_what_is_no_inventory_is_told(sending: Topics, tmp_path: Path, text: bytes, said: str) -> None:
+def test_what_is_no_inventory_is_told(tmp_path: Path, text: bytes, said: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text)
-    answer = sending.ouzel("send", "--inventory", str(tmp_path / "manifest.json"))
+    answer = ouzel_here("send", "--inventory", str(tmp_path / "manifest.json"))
     assert answer.code == 16
     assert said in answer.stderr
+
+
+def test_what_is_no_inventory_ends_a_process_as_it_does_here(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"not json")
+    answer = nobody().ouzel("send", "--inventory", str(tmp_path / "manifest.json"))
+    assert answer.code == 16
+    assert "not a manifest" in answer.stderr
 
 
 def test_a_file_that_is_not_the_manifests_is_refused(sending: Topics, bucket: str, tmp_path: Path) -> None:
