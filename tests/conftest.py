@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hypothesis
 import pytest
 
 from tests.kafka_broker import Cluster, KafkaBroker, KafkaUnavailable
@@ -23,6 +24,8 @@ _missing_kafka: list[str] = []  # why, said once at the end
 
 def pytest_configure() -> None:
     """Children that tests send a Ctrl-C inherit how it is treated here; in the background of a script it is ignored."""
+    hypothesis.settings.register_profile("ouzel", deadline=None)  # a deadline is an assertion on timing
+    hypothesis.settings.load_profile("ouzel")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -87,7 +90,7 @@ def kafka() -> Iterator[Cluster]:
     if external:
         yield Cluster(external)
         return
-    broker = or_skip(KafkaBroker)
+    broker = or_skip(lambda: KafkaBroker(in_memory=True))
     with broker:
         yield broker
 
@@ -104,7 +107,7 @@ def broker(kafka: Cluster) -> Iterator[KafkaBroker]:
 @pytest.fixture(scope="session")
 def secure_broker() -> Iterator[KafkaBroker]:
     """A second broker of our own that asks for a password and refuses what no ACL allows; its user is `ouzel`."""
-    with or_skip(lambda: KafkaBroker(secure=True)) as broker:
+    with or_skip(lambda: KafkaBroker(secure=True, in_memory=True)) as broker:
         yield broker
 
 
@@ -160,12 +163,13 @@ def _topic_maker(kafka: Cluster) -> Iterator[MakeTopics]:
         where = cluster or kafka
         name = unique("images")
         topics = Topics(name, name.replace("images", "predictions"), f"{name}.dlq", unique("group"), partitions)
-        for topic, config in (
-            (topics.images, images_config),
-            (topics.predictions, predictions_config),
-            (topics.dead_letters, dead_letters_config),
-        ):
-            made.append((where, where.create_topic(topic, partitions=partitions, config=config)))
+        configs = {
+            topics.images: images_config,
+            topics.predictions: predictions_config,
+            topics.dead_letters: dead_letters_config,
+        }
+        where.create_topics(configs, partitions=partitions)
+        made.extend((where, topic) for topic in configs)
         return topics
 
     yield make

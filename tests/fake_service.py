@@ -56,7 +56,8 @@ def main() -> None:
     client = {"bootstrap.servers": kafka.bootstrap_servers}
     producer = Producer({**client, "message.max.bytes": kafka.max_message_bytes})
     group = {"group.id": kafka.group_id, "auto.offset.reset": "earliest", "fetch.wait.max.ms": 20}
-    consumer = Consumer({**client, **group})
+    # A classic group's first join takes the mock broker 3 s.
+    consumer = Consumer({**client, **group, "group.protocol": "consumer"})
     consumer.subscribe(kafka.input_topics, on_assign=lambda *_: _Health.ready.set())
     health = http.server.ThreadingHTTPServer((settings.health.host, settings.health.port), _Health)
     threading.Thread(target=health.serve_forever, daemon=True).start()

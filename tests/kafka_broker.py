@@ -4,19 +4,23 @@
 killed and paused; `KafkaBroker` is both, a cluster of one node.
 """
 
+import contextlib
+import fcntl
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
@@ -36,6 +40,7 @@ from tests.processes import free_port, start_process, tail, wait_until
 __all__ = ["KAFKA_VERSION", "Cluster", "KafkaBroker", "KafkaNode", "KafkaUnavailable", "find_java"]
 
 _JARS = Path(__file__).resolve().parent.parent / ".kafka"
+_MEMORY_BYTES = 4 << 30  # so much must be free; a container often has 64 MiB
 _STORAGE_ID = "4L6g3nShT-eMCtK--X86sw"  # any base64 UUID will do
 
 # Single node, as small and as quick as it gets. Fixed facts: Apache Kafka 4.4's own configuration names.
@@ -125,10 +130,17 @@ class Cluster:
         self, name: str, *, partitions: int = 1, config: Mapping[str, str] | None = None, timeout_s: float = 20
     ) -> str:
         """Create a topic, wait until every partition has a leader, and return its name."""
-        topic = NewTopic(name, num_partitions=partitions, config=dict(config or {}))
-        self.admin().create_topics([topic], operation_timeout=timeout_s)[name].result(timeout_s)
-        self._wait_for_leaders(name, partitions, timeout_s)
+        self.create_topics({name: config}, partitions=partitions, timeout_s=timeout_s)
         return name
+
+    def create_topics(
+        self, configs: Mapping[str, Mapping[str, str] | None], *, partitions: int = 1, timeout_s: float = 20
+    ) -> None:
+        """Create topics, a name with its config each, in one request, and wait until every partition has a leader."""
+        wanted = [NewTopic(name, num_partitions=partitions, config=dict(each or {})) for name, each in configs.items()]
+        for made in self.admin().create_topics(wanted, operation_timeout=timeout_s).values():
+            made.result(timeout_s)
+        self._wait_for_leaders(list(configs), partitions, timeout_s)
 
     def delete_topic(self, name: str, *, timeout_s: float = 20) -> None:
         """Delete a topic and wait until the broker no longer lists it."""
@@ -143,32 +155,39 @@ class Cluster:
         """Raise a topic's number of partitions to `total` and wait until each has a leader."""
         request = NewPartitions(name, total)
         self.admin().create_partitions([request], operation_timeout=timeout_s)[name].result(timeout_s)
-        self._wait_for_leaders(name, total, timeout_s)
+        self._wait_for_leaders([name], total, timeout_s)
 
-    def _wait_for_leaders(self, name: str, partitions: int, timeout_s: float) -> None:
+    def _wait_for_leaders(self, names: list[str], partitions: int, timeout_s: float) -> None:
         def led() -> bool:
-            topic = self.admin().list_topics(timeout=timeout_s).topics.get(name)
-            return (
-                topic is not None
-                and len(topic.partitions) == partitions
-                and all(partition.leader >= 0 for partition in topic.partitions.values())
+            try:
+                asked = self.admin().describe_topics(TopicCollection(names), request_timeout=timeout_s)
+                found = [each.result(timeout_s) for each in asked.values()]
+            except KafkaException:  # the broker that was asked has not heard of one
+                return False
+            return all(
+                len(topic.partitions) == partitions and all(partition.leader for partition in topic.partitions)
+                for topic in found
             )
 
-        wait_until(led, timeout_s=timeout_s, what=f"{partitions} leaders of topic {name}")
+        wait_until(led, timeout_s=timeout_s, what=f"{partitions} leaders of each of {', '.join(names)}")
 
 
 class KafkaNode:
     """A Java process of Apache Kafka, with its properties and its data in a temporary folder.
 
     `write_properties` once, then `format`, then `launch` as often as it has ended. `enter` comes before its commands,
-    and says in which namespaces they run.
+    and says in which namespaces they run. Its classes come from the `_class_archive`, but of the node that makes that.
+    `in_memory`: its folder is in `_memory`, where that is.
     """
 
-    def __init__(self, *, enter: Sequence[str] = ()) -> None:
+    def __init__(self, *, enter: Sequence[str] = (), archived: bool = True, in_memory: bool = False) -> None:
         self._enter = tuple(enter)
         self._java = find_java()
-        self._jars = fetch_jars(_JARS, say=lambda text: print(text, file=sys.stderr))
-        self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-"))
+        jars = fetch_jars(_JARS, say=lambda text: print(text, file=sys.stderr))
+        self._class_path = ":".join(sorted(map(str, jars.glob("*.jar"))))
+        archive = _class_archive(self._java, self._class_path) if archived else None
+        self._java_options = (*_HEAP_OPTIONS, *([f"-XX:SharedArchiveFile={archive}"] if archive else []))
+        self._directory = Path(tempfile.mkdtemp(prefix="ouzel-kafka-", dir=_memory() if in_memory else None))
         self.log_path = self._directory / "broker.log"
         self.disk = self._directory / "disk"
         """The folder in which its data lies."""
@@ -187,7 +206,7 @@ class KafkaNode:
 
     def _java_command(self, *arguments: str) -> list[str]:
         logging = f"-Dlog4j2.configurationFile={RESOURCES / 'log4j2.xml'}"
-        return [*self._enter, self._java, *_HEAP_OPTIONS, logging, "-cp", f"{self._jars}/*", *arguments]
+        return [*self._enter, self._java, *self._java_options, logging, "-cp", self._class_path, *arguments]
 
     def format(self, *options: str, timeout_s: float = 60) -> None:
         """Prepare the data folder, if there is none yet."""
@@ -198,11 +217,12 @@ class KafkaNode:
             subprocess.run(self._java_command(*tool), stdout=log, stderr=log, timeout=timeout_s, check=True)
         self._formatted = True
 
-    def launch(self) -> None:
+    def launch(self, *java_options: str) -> None:
         """Start the process on its data and its ports; it does not answer yet."""
         assert not self.running
+        command = self._java_command(*java_options, "kafka.Kafka", str(self._properties_path))
         with self.log_path.open("ab") as log:
-            self._process = start_process(self._java_command("kafka.Kafka", str(self._properties_path)), output=log)
+            self._process = start_process(command, output=log)
 
     @property
     def running(self) -> bool:
@@ -259,6 +279,7 @@ class KafkaBroker(KafkaNode, Cluster):
         properties: more lines of server.properties.
         advertised_port: the port that clients are told, where a proxy stands between.
         features: levels other than the newest, such as `{"share.version": 0}`.
+        archived, in_memory: see `KafkaNode`.
     """
 
     def __init__(
@@ -268,9 +289,11 @@ class KafkaBroker(KafkaNode, Cluster):
         properties: Mapping[str, str] | None = None,
         advertised_port: int | None = None,
         features: Mapping[str, int] | None = None,
+        archived: bool = True,
+        in_memory: bool = False,
     ) -> None:
         self._features = [word for each in (features or {}).items() for word in ("--feature", "{}={}".format(*each))]
-        KafkaNode.__init__(self)
+        KafkaNode.__init__(self, archived=archived, in_memory=in_memory)
         self.secure = secure
         self.port = free_port()
         self.doors = Doors.made(self._directory / "certificates") if secure else None
@@ -389,3 +412,38 @@ class KafkaBroker(KafkaNode, Cluster):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _memory() -> Path | None:
+    """A folder in memory, with plenty of room: a tests' broker writes a few MB, and syncs often as topics are made."""
+    folder = Path("/dev/shm")
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder).free >= _MEMORY_BYTES:
+            return folder
+    return None
+
+
+@functools.cache
+def _class_archive(java: str, class_path: str) -> Path | None:
+    """Kafka's classes as this Java has them once they are loaded, made by the first node here: with it a start takes
+    half the CPU. A Java that cannot use it starts without. None where it could not be made."""
+    version = subprocess.run([java, "--version"], capture_output=True, check=False).stdout
+    archive = _JARS / f"{KAFKA_VERSION}-{zlib.crc32(version + class_path.encode()):08x}.jsa"
+    # One at a time: test processes start side by side.
+    with (_JARS / "archive.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not archive.exists():
+            making = archive.with_suffix(".making")
+            broker = KafkaBroker(archived=False)
+            try:
+                broker.format("--standalone")
+                broker.launch(f"-XX:ArchiveClassesAtExit={making}")
+                wait_until(broker._answers, timeout_s=60, what="Apache Kafka to answer")
+                broker.stop(timeout_s=120)
+                making.rename(archive)  # complete or not there at all
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                print(f"brokers start without an archive of their classes: {error}", file=sys.stderr)
+                return None
+            finally:
+                broker.close()
+    return archive

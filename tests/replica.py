@@ -206,19 +206,16 @@ class Replica:
 
     def samples(self, name: str, **labels: str) -> list[float]:
         """The metric's samples of this name that carry these labels."""
-        from prometheus_client.parser import text_string_to_metric_families
-
-        _, text = self.probe("metrics")
-        return [
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items())
-        ]
+        return _samples(self.probe("metrics")[1], name, labels)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum over `samples`."""
         return sum(self.samples(name, **labels))
+
+    def metrics(self, *names: str) -> tuple[float, ...]:
+        """Each one's `metric`, all as of the same moment."""
+        _, text = self.probe("metrics")
+        return tuple(sum(_samples(text, name, {})) for name in names)
 
     def log_lines(self) -> list[dict[str, Any]]:
         """Its JSON log so far; lines of other form are left out."""
@@ -235,6 +232,19 @@ class Replica:
     def said(self, text: str) -> bool:
         """Whether a log line has this in its message."""
         return any(text in line.get("message", "") for line in self.log_lines())
+
+
+def _samples(text: str, name: str, labels: Mapping[str, str]) -> list[float]:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    # To parse the whole page is most of what a poll costs.
+    lines = [line for line in text.split("\n") if line.startswith((f"{name}{{", f"{name} "))]
+    return [
+        sample.value
+        for family in text_string_to_metric_families("\n".join(lines))
+        for sample in family.samples
+        if all(sample.labels.get(key) == value for key, value in labels.items())
+    ]
 
 
 def _kafka_client(cluster: Cluster) -> dict[str, str]:

@@ -5,6 +5,7 @@ own error codes; s3proxy has no versions. Neither throttles, stalls or resets: `
 """
 
 import atexit
+import os
 import shutil
 import socket
 import struct
@@ -27,6 +28,8 @@ from typing import Any, Literal, Self
 from tests.processes import free_port, start_process, tail, wait_until
 
 ACCESS_KEY, SECRET_KEY, REGION = "AKIAEXAMPLE", "plantedsecret", "eu-west-1"
+PAGE_KEYS = 100
+"""In one answer to a listing: S3's own thousand would ask for as many puts."""
 
 
 class S3Server:
@@ -49,7 +52,8 @@ class S3Server:
         if self._tls:
             command += ["-c", str(self._tls.chain), "-k", str(self._tls.key)]
         with self._log.open("ab") as output:
-            self._process = start_process(command, output=output)
+            environment = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE_KEYS)}
+            self._process = start_process(command, output=output, env=environment)
         try:
             wait_until(self._answers, timeout_s=60, what="the S3 server")
         except TimeoutError:

@@ -447,7 +447,7 @@ def test_warnings_do_not_leak(make: Make, recwarn: pytest.WarningsRecorder) -> N
 _BODIES = {kind: encode(photograph().resize((90, 60)), kind) for kind in FORMATS}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_corruption_never_raises_anything_else(data: st.DataObject) -> None:
     decoder = DECODERS["pillow"]((64, 64), max_pixels=1_000_000)

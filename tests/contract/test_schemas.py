@@ -152,7 +152,7 @@ def test_model_and_schema_have_the_same_fields_and_require_the_same(name: str) -
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_what_the_schema_takes_the_model_takes_and_what_one_refuses_the_other_refuses(
     name: str, data: st.DataObject

@@ -300,9 +300,8 @@ class Topics:
         """New ones."""
         name = unique("hostile")
         topics = cls(name, f"{name}.predictions", f"{name}.dlq", f"{name}.group")
-        cluster.create_topic(topics.images, partitions=partitions, config=IMAGES_CONFIG)
-        cluster.create_topic(topics.predictions, partitions=partitions)
-        cluster.create_topic(topics.dead_letters, partitions=partitions, config=LETTERS_CONFIG)
+        configs = {topics.images: IMAGES_CONFIG, topics.predictions: None, topics.dead_letters: LETTERS_CONFIG}
+        cluster.create_topics(configs, partitions=partitions)
         return topics
 
 

@@ -51,7 +51,7 @@ encoded = documents.map(lambda document: json.dumps(document).encode("utf-8", "s
 raw = st.one_of(encoded, st.binary(max_size=200), texts.map(lambda text: text.encode("utf-8", "surrogatepass")))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(value=raw, key=st.none() | st.binary(max_size=30), headers=headers)
 @example(value=b"[" * 100_000, key=None, headers=())
 @example(value=b'{"image_id":' * 2_000, key=None, headers=())
@@ -105,7 +105,7 @@ def is_settings_or_a_clear_error(path: Path | None, environment: dict[str, str])
     assert "Traceback" not in str(error)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(written=st.lists(st.tuples(keys, toml_values), max_size=4))
 def test_whatever_a_settings_file_says_it_is_settings_or_a_clear_error(
     tmp_path: Path, written: list[tuple[tuple[str, ...], str]]
@@ -115,7 +115,7 @@ def test_whatever_a_settings_file_says_it_is_settings_or_a_clear_error(
     is_settings_or_a_clear_error(path, {})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     written=st.dictionaries(
         keys, st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30) | toml_values, max_size=4
@@ -125,7 +125,7 @@ def test_whatever_the_environment_says_it_is_settings_or_a_clear_error(written: 
     is_settings_or_a_clear_error(None, {"OUZEL_" + "__".join(key).upper(): value for key, value in written.items()})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.binary(max_size=80))
 def test_a_settings_file_of_any_bytes_is_a_clear_error(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "settings.toml"

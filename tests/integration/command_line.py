@@ -10,6 +10,11 @@ from typing import Any
 
 import orjson
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from typer.testing import CliRunner
+
+from consumer import redact
+from consumer.cli import app
+from consumer.errors import Fatal, OuzelError
 
 REPOSITORY = Path(__file__).parents[2]
 OUZEL = (sys.executable, "-m", "consumer")
@@ -132,6 +137,23 @@ class Answer:
     def rows(self) -> list[dict[str, Any]]:
         """Its JSON lines."""
         return [orjson.loads(line) for line in self.stdout.splitlines()]
+
+
+def ouzel_here(*arguments: str, variables: Mapping[str, str] | None = None) -> Answer:
+    """The same in this process, which is many times as quick: for what ends before anybody is asked. An error of ours
+    is at the end of `stderr`, and `code` is what `main` makes of it."""
+    known = redact._known  # what is a secret stays one for the whole process, and this one goes on
+    environment = {**{name: None for name in os.environ if name.startswith("OUZEL_")}, **(variables or {})}
+    try:
+        done = CliRunner().invoke(app, arguments, env=environment)
+    finally:
+        redact._known = known
+    if isinstance(done.exception, OuzelError):
+        code = done.exception.exit_code if isinstance(done.exception, Fatal) else 1
+        return Answer(code, done.stdout_bytes, done.stderr + str(done.exception))
+    if not isinstance(done.exception, SystemExit | None):
+        raise done.exception
+    return Answer(done.exit_code, done.stdout_bytes, done.stderr)
 
 
 def headers_of(message: Message) -> dict[str, bytes | None]:

@@ -74,8 +74,7 @@ class Served:
 @pytest.fixture
 def served(kafka: Cluster, photographs: list[Path], tmp_path: Path) -> Iterator[Served]:
     topics = BucketTopics(kafka.bootstrap_servers, unique("buckets"))
-    for topic in (topics.images, topics.predictions, topics.letters):
-        kafka.create_topic(topic, partitions=2)
+    kafka.create_topics(dict.fromkeys((topics.images, topics.predictions, topics.letters)), partitions=2)
     kafka.create_topic(topics.markers, partitions=1, config={"cleanup.policy": "compact"})
     settings = {"OUZEL_TEST_STORE": str(tmp_path), "OUZEL_INPUT__MAX_RECORDS": "10"}
     with Replica(kafka, topics, entry=ENTRY, settings=settings) as replica, Answers(kafka, topics) as answers:

@@ -25,8 +25,8 @@ Pairs = list[tuple[str, str | bytes | None]]
 @pytest.fixture
 def topics(kafka: Cluster) -> Topics:
     found = Topics(kafka.bootstrap_servers, unique("cli"))
-    kafka.create_topic(found.images, partitions=2, config={"max.message.bytes": "100000"})
-    kafka.create_topic(found.letters, partitions=2, config={"retention.ms": "-1"})
+    configs = {found.images: {"max.message.bytes": "100000"}, found.letters: {"retention.ms": "-1"}}
+    kafka.create_topics(configs, partitions=2)
     kafka.create_topic(found.markers, partitions=1, config={"cleanup.policy": "compact"})
     return found
 

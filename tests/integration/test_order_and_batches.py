@@ -24,6 +24,7 @@ from tests.runs import Input, Run, inline_image, referenced_image
 pytestmark = pytest.mark.kafka
 
 KIB = 1024
+SAMPLE_EACH_S = 0.01
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +137,10 @@ def watched(replica: Replica) -> Iterator[dict[str, float]]:
     stopping = threading.Event()
 
     def sample() -> None:
-        while not stopping.is_set():
-            highest["messages"] = max(highest["messages"], replica.metric("ouzel_inflight_messages"))
-            highest["bytes"] = max(highest["bytes"], replica.metric("ouzel_inflight_bytes"))
+        while not stopping.wait(SAMPLE_EACH_S):
+            messages, held = replica.metrics("ouzel_inflight_messages", "ouzel_inflight_bytes")
+            highest["messages"] = max(highest["messages"], messages)
+            highest["bytes"] = max(highest["bytes"], held)
             highest["samples"] += 1
 
     thread = threading.Thread(target=sample, name="sampler", daemon=True)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -20,6 +19,7 @@ from consumer.messages import CommitPoint, Partition
 from consumer.stages.start import Note
 from consumer.times import rfc3339
 from tests.conftest import MakeTopics, Topics
+from tests.integration.command_line import ouzel_here
 from tests.kafka_broker import Cluster, KafkaBroker
 from tests.kafka_clients import PROTOCOLS, Protocol, Record, end_offsets, read_to_end, send, unique
 from tests.processes import wait_until
@@ -366,9 +366,15 @@ def test_read_on_its_group_is_all_the_right_that_a_range_needs_beside_the_servic
         ),
     ],
 )
-def test_a_range_that_is_none_is_told(
-    kafka: Cluster, topics: Topics, tmp_path: Path, options: tuple[str, ...], said: str
-) -> None:
-    with Replica(kafka, topics, options=options) as replica:
+def test_a_range_that_is_none_is_told(options: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumer.service.run_service", None)  # it would end this process
+    answer = ouzel_here("run", *options)
+    assert answer.code == 2
+    assert said in " ".join(answer.stderr.replace("│", " ").split())
+
+
+def test_a_range_that_is_none_ends_the_replica() -> None:
+    topics = Topics("images", "predictions", "dead-letters", "group", partitions=1)
+    with Replica(Cluster("127.0.0.1:9"), topics, options=("--from", "earliest")) as replica:
         assert replica.start().wait_exit() == 2
-        assert said in " ".join(replica.log_file.read_text().replace("│", " ").split())
+        assert "belong together" in " ".join(replica.log_file.read_text().replace("│", " ").split())

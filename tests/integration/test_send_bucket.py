@@ -8,7 +8,7 @@ import os
 import select
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote_plus
@@ -19,11 +19,11 @@ import pytest
 from consumer.adapters.stores.buckets import BucketRules
 from consumer.commands._bookmark import default_path
 from tests.conftest import Topics as ReplicaTopics
-from tests.integration.command_line import Answer, Topics
+from tests.integration.command_line import Answer, Topics, ouzel_here
 from tests.kafka_broker import Cluster
 from tests.kafka_clients import unique
 from tests.replica import Replica
-from tests.s3_server import ACCESS_KEY, REGION, SECRET_KEY, FaultyProxy, S3Server
+from tests.s3_server import ACCESS_KEY, PAGE_KEYS, REGION, SECRET_KEY, FaultyProxy, S3Server, running_server
 
 pytestmark = pytest.mark.kafka
 
@@ -41,15 +41,26 @@ UNFETCHABLE = ["b//two.jpg", "b/../up.jpg", "b/tab\t.jpg"]
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with S3Server() as server:
-        yield server
+def s3() -> S3Server:
+    return running_server()
 
 
 @pytest.fixture
 def bucket(s3: S3Server) -> str:
     name = unique("photos")
     s3.make_bucket(name)
+    return name
+
+
+LONG_KEYS = [f"{number:03d}.jpg" for number in range(2 * PAGE_KEYS + 1)]
+
+
+@pytest.fixture(scope="module")
+def long_bucket(s3: S3Server) -> str:
+    """`LONG_KEYS` are in it: three pages of a listing, the last of one key."""
+    name = unique("photos")
+    s3.make_bucket(name)
+    put(s3, name, LONG_KEYS)
     return name
 
 
@@ -108,8 +119,7 @@ def test_what_is_sent_of_a_bucket_is_labelled(
     client = s3.client()
     for number, key in enumerate(ODD_KEYS):
         client.put_object(Bucket=bucket, Key=key, Body=photographs[number].read_bytes())
-    for topic in (sending.predictions, sending.letters):
-        kafka.create_topic(topic, partitions=3)
+    kafka.create_topics(dict.fromkeys((sending.predictions, sending.letters)), partitions=3)
     names = ReplicaTopics(sending.images, sending.predictions, sending.letters, sending.group, partitions=3)
     allowed = {**sending.variables, "OUZEL_STORES__S3__BUCKETS": f'["{bucket}"]'}
     assert sending.ouzel("send", f"s3://{bucket}/").code == 0
@@ -121,12 +131,10 @@ def test_what_is_sent_of_a_bucket_is_labelled(
     assert sending.read_all(sending.letters) == []
 
 
-def test_more_than_a_page_of_keys(sending: Topics, s3: S3Server, bucket: str) -> None:
-    keys = [f"{number:05d}.jpg" for number in range(2_500)]
-    put(s3, bucket, keys)
-    answer = sending.ouzel("send", f"s3://{bucket}", timeout_s=120)
+def test_more_than_a_page_of_keys(sending: Topics, long_bucket: str) -> None:
+    answer = sending.ouzel("send", f"s3://{long_bucket}", timeout_s=120)
     assert answer.code == 0, answer.stderr
-    assert sorted(keys_sent(sending, bucket)) == keys
+    assert sorted(keys_sent(sending, long_bucket)) == LONG_KEYS
 
 
 @pytest.mark.parametrize(
@@ -202,11 +210,9 @@ def test_a_limit_is_gone_on_after_by_the_next_send(sending: Topics, s3: S3Server
     assert Counter(keys_sent(sending, bucket))["0.jpg"] == 3
 
 
-def test_after_a_kill_it_goes_on_and_misses_none(sending: Topics, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    keys = [f"{number:03d}.jpg" for number in range(200)]
-    put(s3, bucket, keys)
+def test_after_a_kill_it_goes_on_and_misses_none(sending: Topics, long_bucket: str, tmp_path: Path) -> None:
     state = tmp_path / "place.json"
-    killed = sending.start_ouzel("send", "--rate", "50", "--state", str(state), f"s3://{bucket}/")
+    killed = sending.start_ouzel("send", "--rate", "50", "--state", str(state), f"s3://{long_bucket}/")
     try:
         assert killed.stdout is not None
         while not (state.exists() and orjson.loads(state.read_bytes())["after"]):
@@ -216,15 +222,15 @@ def test_after_a_kill_it_goes_on_and_misses_none(sending: Topics, s3: S3Server, 
     finally:
         killed.kill()
         killed.communicate()
-    before = keys_sent(sending, bucket)
+    before = keys_sent(sending, long_bucket)
     after = orjson.loads(state.read_bytes())["after"]
-    assert 0 < len(before) < len(keys)
+    assert 0 < len(before) < len(LONG_KEYS)
     assert after in before
-    answer = sending.ouzel("send", "--state", str(state), f"s3://{bucket}/")
+    answer = sending.ouzel("send", "--state", str(state), f"s3://{long_bucket}/")
     assert answer.code == 0, answer.stderr
     assert f"going on after {after}" in answer.stderr
-    assert len(answer.rows) == len([key for key in keys if key > after])  # and none that was noted again
-    assert set(keys_sent(sending, bucket)) == set(keys)
+    assert len(answer.rows) == len([key for key in LONG_KEYS if key > after])  # and none that was noted again
+    assert set(keys_sent(sending, long_bucket)) == set(LONG_KEYS)
     assert not state.exists()
 
 
@@ -241,26 +247,24 @@ def test_the_place_of_another_send_is_not_gone_on_with(
 
 
 def test_a_store_that_fails_midway_ends_it_with_its_place_noted(
-    sending: Topics, s3: S3Server, bucket: str, tmp_path: Path
+    sending: Topics, s3: S3Server, long_bucket: str, tmp_path: Path
 ) -> None:
-    keys = [f"{number:05d}.jpg" for number in range(1_001)]
-    put(s3, bucket, keys)
-    arguments = ("send", "--rate", "200", "--state", str(tmp_path / "place.json"), f"s3://{bucket}/")
+    arguments = ("send", "--rate", "40", "--state", str(tmp_path / "place.json"), f"s3://{long_bucket}/")
     with FaultyProxy(s3.port) as proxy:
         behind = replace(sending, variables={**sending.variables, "OUZEL_STORES__S3__ENDPOINT_URL": proxy.url})
         command = behind.start_ouzel(*arguments)
         try:
             assert command.stdout is not None
-            first = command.stdout.readline()  # so the first page, of a thousand, was listed
+            first = command.stdout.readline()  # so the first page was listed, and no other
             proxy.fault = "error-500"
             rest, said = command.communicate(timeout=120)
         finally:
             command.kill()
     assert command.returncode == 16, said
     assert b"the store answers InternalError" in said
-    assert len((first + rest).splitlines()) == 1_000
-    assert orjson.loads((tmp_path / "place.json").read_bytes())["after"] == keys[999]
-    again = sending.ouzel("send", "--state", str(tmp_path / "place.json"), f"s3://{bucket}/")
+    assert len((first + rest).splitlines()) == PAGE_KEYS
+    assert orjson.loads((tmp_path / "place.json").read_bytes())["after"] == LONG_KEYS[PAGE_KEYS - 1]
+    again = sending.ouzel("send", "--state", str(tmp_path / "place.json"), f"s3://{long_bucket}/")
     assert again.code == 1  # another endpoint is another source
     assert "the place of another send" in again.stderr
 
@@ -282,10 +286,26 @@ def test_a_store_that_is_not_there_is_told_with_what_to_do(sending: Topics) -> N
         ([], "name files, folders"),
     ],
 )
-def test_what_does_not_go_together_is_wrong_usage(sending: Topics, arguments: list[str], said: str) -> None:
-    answer = sending.ouzel("send", *arguments)
+def test_what_does_not_go_together_is_wrong_usage(arguments: list[str], said: str) -> None:
+    answer = ouzel_here("send", *arguments)
     assert answer.code == 2
-    assert said in " ".join(answer.stderr.replace("│", " ").split())
+    assert said in words(answer)
+
+
+def test_wrong_usage_ends_a_process_as_it_does_here() -> None:
+    answer = nobody().ouzel("send", "s3://photos/", "more.jpg")
+    assert answer.code == 2
+    assert "stands alone" in words(answer)
+
+
+def words(answer: Answer) -> str:
+    """What stderr says, without the frame around it."""
+    return " ".join(answer.stderr.replace("│", " ").split())
+
+
+def nobody() -> Topics:
+    """A broker that is not there."""
+    return Topics("127.0.0.1:9", unique("cli"))
 
 
 def test_a_default_place_is_another_for_another_source() -> None:
@@ -420,11 +440,18 @@ def test_an_inventory_may_lie_in_a_folder(sending: Topics, bucket: str, tmp_path
         (b'{"fileFormat":"CSV","fileSchema":"Key","destinationBucket":"b","files":[]}', "no Bucket and Key"),
     ],
 )
-def test_what_is_no_inventory_is_told(sending: Topics, tmp_path: Path, text: bytes, said: str) -> None:
+def test_what_is_no_inventory_is_told(tmp_path: Path, text: bytes, said: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text)
-    answer = sending.ouzel("send", "--inventory", str(tmp_path / "manifest.json"))
+    answer = ouzel_here("send", "--inventory", str(tmp_path / "manifest.json"))
     assert answer.code == 16
     assert said in answer.stderr
+
+
+def test_what_is_no_inventory_ends_a_process_as_it_does_here(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"not json")
+    answer = nobody().ouzel("send", "--inventory", str(tmp_path / "manifest.json"))
+    assert answer.code == 16
+    assert "not a manifest" in answer.stderr
 
 
 def test_a_file_that_is_not_the_manifests_is_refused(sending: Topics, bucket: str, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_consumer_group_cannot_be_read_as_a_share_group(kafka: Cluster, topics
 @pytest.fixture(scope="module")
 def without_share_groups() -> Iterator[KafkaBroker]:
     """A broker whose feature is off."""
-    with KafkaBroker(features={"share.version": 0}) as broker:
+    with KafkaBroker(features={"share.version": 0}, in_memory=True) as broker:
         yield broker
 
 

@@ -22,6 +22,8 @@ from tests.runs import Run
 pytestmark = pytest.mark.kafka
 
 REPLICAS = 3
+MORE = 20
+"""Answers that show that work goes on."""
 RELEASED = "91583a8797591ead8192026a2c3b3cb99df64b07"
 """The commit of 0.1.0."""
 
@@ -51,7 +53,7 @@ def _roll(run: Run, old: Sequence[Replica], new: Sequence[Replica]) -> None:
     for leaving, coming in zip(old, new, strict=True):
         assert leaving.terminate() == 0
         coming.start().wait_for(lambda coming=coming: owned(coming) == 1, 60, "the new replica to have its share")
-        run.observer.wait_answered(run.observer.answered + 60)
+        run.observer.wait_answered(run.observer.answered + MORE)
 
 
 def _there_and_back(
@@ -120,7 +122,7 @@ def test_a_group_moves_to_the_consumer_protocol_once_all_have_stopped_and_back_w
         (classic, consumer), (early,) = map(made, PROTOCOLS), made("consumer", 1)
         with run.sending(photographs, per_second=60):
             _start_all(classic)
-            run.observer.wait_answered(60)
+            run.observer.wait_answered(MORE)
             # librdkafka's cooperative-sticky leaves something in its assignments that the broker takes for another
             # assignor's. Where this begins to work, docs/operations.md can give the shorter way.
             assert early.start().wait_exit(60) == 2
@@ -129,7 +131,7 @@ def test_a_group_moves_to_the_consumer_protocol_once_all_have_stopped_and_back_w
             for replica in classic:
                 assert replica.terminate() == 0
             _start_all(consumer)
-            run.observer.wait_answered(run.observer.answered + 60)
+            run.observer.wait_answered(run.observer.answered + MORE)
             _roll(run, consumer, classic)
         run.healed(within_s=60)
         run.observer.wait_round()

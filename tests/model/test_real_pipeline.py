@@ -287,7 +287,6 @@ def run(machine: type[Group] = Group, *, examples: int, steps: int, shrink: bool
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
-            deadline=None,
             derandomize=True,
             phases=phases,
             suppress_health_check=list(HealthCheck),

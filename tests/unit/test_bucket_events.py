@@ -403,7 +403,7 @@ def _mutated(draw: st.DrawFn) -> Any:
     return document
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 @given(document=_mutated() | st.dictionaries(st.sampled_from(NAMES), PIECES))
 def test_no_notification_however_odd_brings_out_more_than_a_refusal(document: Any) -> None:
     try:
@@ -419,7 +419,7 @@ def test_no_notification_however_odd_brings_out_more_than_a_refusal(document: An
             assert len(entry.uri) <= 8192
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(record=_mutated())
 def test_a_creation_is_understood_exactly_where_the_schema_takes_it_and_its_key_can_be(record: Any) -> None:
     records = record.get("Records") if isinstance(record, dict) else None

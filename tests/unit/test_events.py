@@ -389,7 +389,7 @@ def test_a_tombstone_goes_on_under_its_key_and_has_nothing_to_delete_without_one
 OUR_NAMES = [value for name, value in vars(names).items() if isinstance(value, str) and value.startswith(names.OURS)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     headers=st.lists(
         st.tuples(st.sampled_from(OUR_NAMES) | st.text(max_size=5), st.none() | st.binary(max_size=30)), max_size=6

@@ -291,7 +291,7 @@ _VALUES = st.sampled_from(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(_VALUES, max_size=40))
 def test_every_message_has_exactly_one_outcome(values: list[bytes | None]) -> None:
     rig = Rig()

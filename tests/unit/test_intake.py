@@ -59,7 +59,7 @@ def test_what_is_held_never_waits() -> None:
     assert budget.used_bytes == 1_010
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=30), st.integers(0, 200))
 def test_no_mixture_of_reservations_can_stop_all_decoding(sizes: list[int], held: int) -> None:
     budget, owner = ByteBudget(100), object()

@@ -302,7 +302,7 @@ JSON = st.recursive(
 ).map(lambda document: json.dumps(document).encode())
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(value=st.none() | st.binary() | JSON, headers=HEADERS, key=st.none() | st.binary(max_size=20))
 def test_only_invalid_messages_ever_escape(value: bytes | None, headers: Headers, key: bytes | None) -> None:
     try:
@@ -314,7 +314,7 @@ def test_only_invalid_messages_ever_escape(value: bytes | None, headers: Headers
         assert 0 < len(job.image_id) <= 1024
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     document=st.fixed_dictionaries(
         {"image_id": st.text(max_size=5)},

@@ -378,4 +378,4 @@ class _EveryAttemptIsSomewhere(RuleBasedStateMachine):
 
 
 TestEveryAttemptIsSomewhere = _EveryAttemptIsSomewhere.TestCase
-TestEveryAttemptIsSomewhere.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestEveryAttemptIsSomewhere.settings = settings(max_examples=60, stateful_step_count=40)

@@ -84,7 +84,7 @@ class Brokers(Cluster):
         proxied = {number: (self.host("clients"), port) for number, port in self.proxy.ports.items()}
         self.clients = Cluster(_addresses(proxied))
         super().__init__(_addresses(peers))
-        self.controller = KafkaNode()
+        self.controller = KafkaNode(in_memory=True)
         controller = f"{self.host('peers')}:{free_port()}"
         quorum = {
             "controller.quorum.voters": f"{CONTROLLER}@{controller}",
@@ -121,7 +121,7 @@ class Brokers(Cluster):
             room = Room(network=False, mounts=True)
         if room is not None:
             self._rooms[number] = room
-        node = self.nodes[number] = KafkaNode(enter=room.enter if room is not None else ())
+        node = self.nodes[number] = KafkaNode(enter=room.enter if room is not None else (), in_memory=True)
         if small_disk and room is not None:
             self._disks[number] = SmallDisk(room, node.disk)
 

@@ -163,8 +163,8 @@ class Stage:
 
     def make_topics(self) -> None:
         """Topics and what the group is told at the broker."""
-        for topic in (self.topics.images, self.topics.predictions, self.topics.dead_letters):
-            self.brokers.create_topic(topic, partitions=self.plan.partitions, timeout_s=60)
+        names = (self.topics.images, self.topics.predictions, self.topics.dead_letters)
+        self.brokers.create_topics(dict.fromkeys(names), partitions=self.plan.partitions, timeout_s=60)
         wanted: dict[str, str] = {}
         if self.plan.guarantee == "share":
             wanted = {
