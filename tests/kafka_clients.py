@@ -92,8 +92,13 @@ def send(cluster: Cluster, topic: str, records: Iterable[Record], *, timeout_s: 
     return [sent[number] for number in sorted(sent)]
 
 
-# A leader that was only just elected can still disown its partition for a moment.
-_NOT_LED_YET = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+# A leader that was only just elected can still disown its partition for a moment, or know less than we of who leads.
+_NOT_LED_YET = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+}
 
 
 def numbered(count: int, partitions: int = 1) -> list[Record]:

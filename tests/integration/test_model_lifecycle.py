@@ -104,6 +104,7 @@ def test_a_version_goes_live_is_made_smaller_and_taken_back_and_no_image_is_lost
     desk = Desk(tmp_path)
     first, second = desk.init("1"), desk.init("2", crop="0.9")
     desk.promote(desk.register(first))
+    _assert_a_script_is_told_json(desk)
     small = tmp_path / "small"
     # As it was gated on crops of four photographs, it is provisional.
     bench: tuple[str | Path, ...] = (
@@ -166,6 +167,12 @@ def test_a_version_goes_live_is_made_smaller_and_taken_back_and_no_image_is_lost
     assert {event["model"]["precision"] for event in events} == {"f32", "int8"}
 
 
+def _assert_a_script_is_told_json(desk: Desk) -> None:
+    (row,) = [json.loads(line) for line in desk.ouzel("list", f"file://{desk.registry}").splitlines()]
+    assert row["version"] == "1"
+    assert "production" in row["aliases"]
+
+
 def _promote_a_damaged_one(desk: Desk) -> None:
     """A version whose weights lose their last bytes after it was registered."""
     version = desk.register(desk.init("3", crop="0.8"))
@@ -174,11 +181,3 @@ def _promote_a_damaged_one(desk: Desk) -> None:
     weights.write_bytes(weights.read_bytes()[:-4])
     assert "has other bytes than the manifest says" in desk.ouzel("verify", desk.registry / version, code=3)
     desk.promote(version)
-
-
-def test_json_is_what_a_registry_tells_a_script(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
-    desk.promote(desk.register(desk.init("1")))
-    (row,) = [json.loads(line) for line in desk.ouzel("list", f"file://{desk.registry}").splitlines()]
-    assert row["version"] == "1"
-    assert "production" in row["aliases"]

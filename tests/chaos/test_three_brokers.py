@@ -1,8 +1,5 @@
-"""Brokers that some of a replica's clients need, and that are gone or cannot be reached by these.
-
-librdkafka's call that sends a transaction's offsets ignores its time-out where the group's coordinator cannot be
-reached (librdkafka#5456, #5511): the replica ends with exit code 17, and nothing is lost or seen twice. Where a new
-librdkafka mends that, the first test here says so: its replica ends no more.
+"""What asks for three brokers, in one file as they are large: a coordinator that is lost, random faults, and the seeded
+bugs that the same harness must see (I8). `make chaos` goes on to a count, `make chaos-bugs` through all bugs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +16,10 @@ from consumer.errors import BrokerUnreachable
 from consumer.messages import Partition
 from consumer.ports import TopicFacts
 from tests.chaos.groups import owned
+from tests.chaos.harness.cases import CASES, Case
 from tests.chaos.harness.cluster import BROKERS, Brokers
+from tests.chaos.harness.episode import run_episode
+from tests.chaos.harness.plan import Guarantee, draw_plan
 from tests.chaos.harness.proxy import Rule
 from tests.conftest import Topics
 from tests.kafka_clients import unique
@@ -29,6 +29,11 @@ from tests.runs import Run
 
 pytestmark = pytest.mark.kafka
 
+# --- a coordinator that is lost ---------------------------------------------------------------------------------------
+
+# librdkafka's call that sends a transaction's offsets ignores its time-out where the group's coordinator cannot be
+# reached (librdkafka#5456, #5511): the replica ends with exit code 17, and nothing is lost or seen twice. Where a new
+# librdkafka mends that, the first test here says so: its replica ends no more.
 STALLED = 17
 CUT_OFF = "cut-off"
 """`client.id` of the producer that is cut off."""
@@ -176,3 +181,28 @@ def test_questions_go_on_where_the_broker_that_was_asked_is_gone(brokers: Broker
 
     wait_until(lambda: answer() == before, timeout_s=60, what="an answer from another broker")
     view.close()
+
+
+# --- random faults --------------------------------------------------------------------------------------------------
+
+SEEDS: Mapping[Guarantee, int] = {"at_least_once": 20, "exactly_once": 20, "share": 20}
+FAULTS = 14
+
+
+@pytest.mark.parametrize("guarantee", SEEDS)
+def test_random_faults_break_no_promise(
+    brokers: Brokers, small_photographs: list[Path], tmp_path: Path, guarantee: Guarantee
+) -> None:
+    plan = draw_plan(guarantee, SEEDS[guarantee], FAULTS, replicas=(2, 3), partitions=(3, 6))
+    result = run_episode(plan, brokers, tmp_path / "run", small_photographs)
+    assert result.kept, "\n".join(result.stories)
+    assert len(result.faults) == FAULTS
+    assert result.lost == result.phantoms == 0
+    assert result.inputs > 0
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.quick], ids=lambda case: case.name)
+def test_a_seeded_bug_is_seen(brokers: Brokers, small_photographs: list[Path], tmp_path: Path, case: Case) -> None:
+    result = run_episode(case.plan(planted=True), brokers, tmp_path / "run", small_photographs)
+    assert case.catches(result), f"{result.promises} broken, not {set(case.breaks)}"
+    assert "python -m tests.chaos replay" in result.stories[0]
