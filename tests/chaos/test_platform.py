@@ -15,6 +15,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -164,7 +165,7 @@ import sys
 from confluent_kafka import Producer
 producer = Producer({"log_level": 0})  # without brokers: nothing comes that would end a wait
 print("waits", flush=True)
-for _ in range(5):
+for _ in range(15):
     producer.poll(0.2)
 """
 
@@ -177,9 +178,12 @@ def test_librdkafka_s_waits_are_by_the_wall_clock(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", _WAIT], stdout=subprocess.PIPE, text=True, env=environment) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "waits\n"
+        process = psutil.Process(other.pid)
+        # A step before it waits would be no news to it.
+        wait_until(lambda: process.status() == psutil.STATUS_SLEEPING, timeout_s=LONG_S, what="it to wait")
         clock.step(-AHEAD_S)
         with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(4.0)
+            other.wait(5.0)
         clock.step(0.0)
         assert other.wait(LONG_S) == 0
 

@@ -23,7 +23,9 @@ import pytest
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
 
 from consumer.names import transactional_ids
+from tests.answers import Group
 from tests.conftest import MakeTopics, Topics
+from tests.integration.command_line import ouzel_here
 from tests.kafka_broker import Cluster, KafkaBroker
 from tests.kafka_clients import Record, read_to_end, send
 from tests.kafka_doors import PRINCIPALS, SCRAM_PASSWORD, Door, mutual_tls
@@ -132,9 +134,10 @@ def ouzel(where: Mapping[str, str], *arguments: str) -> subprocess.CompletedProc
 def printed(
     cluster: Cluster, topics: Topics, principal: str, *options: str, settings: Mapping[str, str] | None = None
 ) -> list[str]:
-    answer = ouzel(environment(cluster, topics, settings), "topics", "acls", "--principal", principal, *options)
-    assert answer.returncode == 0, answer.stderr
-    return answer.stdout.splitlines()
+    where = environment(cluster, topics, settings)
+    answer = ouzel_here("topics", "acls", "--principal", principal, *options, variables=where)
+    assert answer.code == 0, answer.stderr
+    return answer.stdout.decode().splitlines()
 
 
 @pytest.fixture
@@ -149,16 +152,15 @@ def image(photographs: list[Path]) -> bytes:
 
 
 def assert_labels(broker: KafkaBroker, topics: Topics, replica: Replica, image: bytes) -> None:
-    """It becomes ready, labels an image, writes a dead letter, commits, and stops cleanly."""
+    """It becomes ready, labels an image, writes a dead letter, stops cleanly, and has committed."""
     send(broker, topics.images, [Record(image, key=b"good"), Record(b"no image", key=b"bad")])
     replica.wait_ready()
     replica.wait_for(lambda: replica.metric("ouzel_images_total") == 2, 60, "both messages finished")
     assert replica.terminate() == 0
     assert [event.key() for event in read_to_end(broker, topics.predictions)] == [b"good"]
     assert [letter.key() for letter in read_to_end(broker, topics.dead_letters)] == [b"bad"]
-    replica.start().wait_ready()  # and goes on after what it has committed
-    assert replica.terminate() == 0
-    assert len(read_to_end(broker, topics.predictions)) == 1
+    with Group(broker, topics.group, topics.images) as group:
+        assert group.lag() == {}
 
 
 # --- the least rights -----------------------------------------------------------------------------------------------
@@ -169,7 +171,10 @@ def test_a_replica_labels_with_exactly_the_rights_that_are_printed(
     secure_broker: KafkaBroker, topics: Topics, image: bytes, door: Door
 ) -> None:
     cluster = secure_broker.door(door)
-    lines = printed(cluster, topics, PRINCIPALS[door], "--host", "127.0.0.1")
+    asked = ("topics", "acls", "--principal", PRINCIPALS[door], "--host", "127.0.0.1")
+    answer = ouzel(environment(cluster, topics), *asked)
+    assert answer.returncode == 0, answer.stderr
+    lines = answer.stdout.splitlines()
     made = {(acl.operation, acl.restype, acl.name) for line in lines for acl in bindings(line)}
     assert made == {
         (AclOperation.READ, ResourceType.TOPIC, topics.images),
@@ -181,6 +186,9 @@ def test_a_replica_labels_with_exactly_the_rights_that_are_printed(
     with Replica(cluster, topics) as replica:
         replica.start()
         assert_labels(secure_broker, topics, replica, image)
+        replica.start().wait_ready()  # and goes on after what it has committed
+        assert replica.terminate() == 0
+        assert len(read_to_end(secure_broker, topics.predictions)) == 1
 
 
 class TokenEndpoint:

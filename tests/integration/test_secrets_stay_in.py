@@ -12,6 +12,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,14 @@ def ouzel(where: Mapping[str, str], *arguments: str) -> str:
         check=False,
     )
     return (done.stdout + done.stderr).decode(errors="replace")
+
+
+def side_by_side(outputs: Outputs, commands: Mapping[str, tuple[Mapping[str, str], str]]) -> None:
+    """Adds what each of these commands says in its environment, all run at once."""
+    with ThreadPoolExecutor(len(commands)) as threads:
+        said = threads.map(lambda each: ouzel(*each), commands.values())
+        for who, text in zip(commands, said, strict=True):
+            outputs.add(who, text)
 
 
 def ouzel_in_terminal(where: Mapping[str, str], *arguments: str) -> str:
@@ -284,17 +293,18 @@ STARTS_THAT_FAIL = {
 
 
 @pytest.mark.parametrize("start", STARTS_THAT_FAIL)
-@pytest.mark.parametrize("command", ["run", "doctor", "settings"])
 def test_a_start_that_fails_says_no_secret(
-    kafka: Cluster, worked: tuple[Any, Topics, Any], command: str, start: str, tmp_path: Path
+    kafka: Cluster, worked: tuple[Any, Topics, Any], start: str, tmp_path: Path
 ) -> None:
     _, topics, _ = worked
     where = environment(kafka, topics, STARTS_THAT_FAIL[start])
-    where["XDG_CACHE_HOME"] = str(tmp_path)
     outputs = Outputs()
-    said = ouzel(where, command)
-    assert said
-    outputs.add(f"ouzel {command}", said)
+    commands = {
+        f"ouzel {command}": (where | {"XDG_CACHE_HOME": str(tmp_path / command)}, command)
+        for command in ("run", "doctor", "settings")
+    }
+    side_by_side(outputs, commands)
+    assert all(outputs.said.values())
     outputs.assert_no_canary()
 
 
@@ -320,14 +330,21 @@ def _other_half(variable: str) -> dict[str, str]:
     return {pairs[variable]: "named"} if variable in pairs else {}
 
 
-def test_no_secret_setting_is_shown(kafka: Cluster, worked: tuple[Any, Topics, Any]) -> None:
+_NO_VALUE = ("OUZEL_STORES__HTTP__HEADERS", "OUZEL_STORES__HTTP__PROXY")
+"""What is planted there ends the commands before they look at the others."""
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["values that will do", "values that will not"])
+def test_no_secret_setting_is_shown(kafka: Cluster, worked: tuple[Any, Topics, Any], refused: bool) -> None:
     _, topics, _ = worked
+    planted = {variable: value for variable, value in secret_settings() if (variable in _NO_VALUE) == refused}
+    where = environment(kafka, topics, planted)
+    for variable in planted:
+        where |= _other_half(variable)
     outputs = Outputs()
-    for variable, value in secret_settings():
-        where = environment(kafka, topics, {variable: value, **_other_half(variable)})
-        for command in ("settings", "doctor"):
-            outputs.add(f"ouzel {command} with {variable}", ouzel(where, command))
-        assert variable in outputs.said[f"ouzel settings with {variable}"]
+    side_by_side(outputs, {f"ouzel {command}": (where, command) for command in ("settings", "doctor")})
+    assert ("error:" in outputs.said["ouzel settings"]) == refused
+    assert [variable for variable in planted if variable not in outputs.said["ouzel settings"]] == []
     outputs.assert_no_canary()
 
 
