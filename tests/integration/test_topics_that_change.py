@@ -89,7 +89,8 @@ def test_input_written_in_transactions_is_labelled_but_for_what_was_aborted(
         with Group(kafka, topics.group, topics.images) as group:
             ends = end_offsets(kafka, topics.images, isolation=IsolationLevel.READ_UNCOMMITTED)
             assert group.offsets() == {(topics.images, number): end for number, end in ends.items()}
-        assert replica.metric("ouzel_consumer_lag") == 0
+        # As of the last statistics, which come once a second.
+        replica.wait_for(lambda: replica.metric("ouzel_consumer_lag") == 0, 10, "a lag of none")
         assert replica.terminate() == 0
 
 
