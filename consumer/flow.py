@@ -200,9 +200,10 @@ class Flow:
         self._ticked_s = now_s
         with self._with_decoder_lock:
             self._mind_silence()
+            decoding = list(self._with_decoder.values())
         if now_s >= self._judge_from_s:
             self._check_model(now_s)
-            self._check_decoder(now_s)
+            self._check_decoder(now_s, decoding)
         self._rest_sandbox(now_s)
         with self._retries_lock:
             due = self._retries.due(now_s)
@@ -221,9 +222,7 @@ class Flow:
                 remedy="raise model.infer_deadline_ms if the model is that slow, or lower batch.max_size",
             )
 
-    def _check_decoder(self, now_s: float) -> None:
-        with self._with_decoder_lock:
-            decoding = list(self._with_decoder.values())
+    def _check_decoder(self, now_s: float, decoding: Sequence[tuple[float, Delivery]]) -> None:
         for since_s, delivery in decoding:
             if now_s - since_s > self._decode_deadline_s:
                 raise DecoderStuck(

@@ -52,8 +52,9 @@ from consumer.stages.standstill import StandStill, letters_of
 
 _TICK_S = 0.25
 _HALT_S = 30.0
-_MOST_REFUSED = 1_000
 """For the publisher's thread to take notice, which waits for nothing itself."""
+_MOST_REFUSED = 1_000
+"""Records that were refused for their size and are remembered; one that is forgotten is tried once more."""
 
 
 @dataclass(frozen=True, slots=True)

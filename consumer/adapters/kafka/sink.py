@@ -134,12 +134,19 @@ class KafkaSink:
         """Nobody is left to tell what became of records: all that wait are told so, and so is who comes."""
         refusal = OutputRefused(f"the producer cannot go on: {error}", remedy="start the replica again")
         with self._lock:
-            self._refusal = refusal
-            waiting = [*self._unreported.values(), *(done for _, done in self._overflow)]
-            self._unreported.clear()
-            self._overflow.clear()
-        for done in waiting:
-            done(refusal)
+            self._tell_unreported(refusal)
+            self._refuse(refusal)
+
+    def _tell_unreported(self, error: Exception) -> None:
+        """The caller holds the lock, as for `_refuse`."""
+        for number in list(self._unreported):
+            self._unreported.pop(number)(error)
+
+    def _refuse(self, refusal: OutputRefused | NotAuthorized) -> None:
+        """From now on, for good; what waits for room is told so."""
+        self._refusal = refusal
+        while self._overflow:
+            self._overflow.popleft()[1](refusal)
 
     def _drain_overflow(self) -> None:
         with self._lock:
@@ -149,9 +156,7 @@ class KafkaSink:
     def _give_up(self, refusal: NotAuthorized) -> None:
         """Without a log-in no record is ever acknowledged, and none times out: what waits is told so."""
         with self._lock:
-            self._refusal = refusal
-            while self._overflow:
-                self._overflow.popleft()[1](refusal)
+            self._refuse(refusal)
         self._producer.purge()  # the reports come in the next polls; what is then published again is refused
 
     def _renew(self) -> None:
@@ -168,15 +173,14 @@ class KafkaSink:
             with suppress(*CALL_ERRORS):
                 old.purge()
                 old.flush(5)
-            for number in list(self._unreported):
-                self._unreported.pop(number)(OutputUnavailable(f"the producer failed: {error}"))
+            self._tell_unreported(OutputUnavailable(f"the producer failed: {error}"))
             if len(self._renewals_s) > _MAX_NEW_PRODUCERS:
-                self._refusal = OutputRefused(
-                    f"the producer failed {len(self._renewals_s)} times in ten minutes: {error}",
-                    remedy="look at the broker's log; start the replica again when the cause is gone",
+                self._refuse(
+                    OutputRefused(
+                        f"the producer failed {len(self._renewals_s)} times in ten minutes: {error}",
+                        remedy="look at the broker's log; start the replica again when the cause is gone",
+                    )
                 )
-                while self._overflow:
-                    self._overflow.popleft()[1](self._refusal)
 
     def _new_producer(self) -> Producer:
         return Producer({**self._properties, "error_cb": self._on_client_error}, logger=logging.getLogger("kafka"))
