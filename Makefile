@@ -5,8 +5,6 @@ VENV   ?= .venv
 WORKERS ?= 3
 # A file's tests share what they start. The files that take longest begin, so that none is left over at the end.
 LONGEST_FIRST := --dist loadfile --no-loadscope-reorder
-# Tests start hundreds of child processes: each would compile Ouzel anew where nobody may write bytecode. Empty is "unset".
-export PYTHONDONTWRITEBYTECODE :=
 BIN    := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
@@ -91,6 +89,7 @@ chaos-bugs: $(DEV_STAMP)  ## Every seeded bug, by the schedule that shows it, an
 	$(BIN)/python -m tests.chaos bugs
 
 test: lint types  ## Everything, on a real Apache Kafka fetched by Maven
+	@# Hundreds of child processes: each would compile Ouzel anew where PYTHONDONTWRITEBYTECODE is set.
 	$(BIN)/python -m compileall -q consumer tests
 	$(BIN)/pytest -q -n $(WORKERS) $(LONGEST_FIRST) tests/chaos tests/integration tests/contract tests/fuzz tests/model tests/unit
 
