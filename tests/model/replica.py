@@ -308,9 +308,7 @@ class StepReplica:
         """Ends in order, as by SIGTERM."""
         self.source.idle = self._idle
         self.pipeline._shut_down()
-        self.pipeline._close()
-        self.sink.close(0.0)
-        self.cluster.put_out(self.source)
+        self._leave()
 
     def fail(self) -> bool:
         """Ends by an error that a poll brings, together with a message. False where its next turn polls nothing."""
@@ -320,12 +318,15 @@ class StepReplica:
         except Fatal:
             self.source.idle = self._idle
             self.pipeline._end_in_error()
-            self.pipeline._close()
-            self.sink.close(0.0)
-            self.cluster.put_out(self.source)
+            self._leave()
             return True
         self.source.poll_error = None
         return False
+
+    def _leave(self) -> None:
+        self.pipeline._close()
+        self.sink.close(0.0)
+        self.cluster.put_out(self.source)
 
     def die(self, *, written: int, commit_arrives: bool) -> None:
         """Ends without a word; some of what was on its way arrives."""

@@ -716,13 +716,17 @@ def test_a_model_call_past_its_deadline_ends_the_process(rig: Rig) -> None:
     rig.outcome(1)
 
 
+def _keep_decoding(rig: Rig, value: bytes) -> None:
+    rig.decoder.gate.clear()
+    (sent,) = rig.submit(value)
+    rig.wait(lambda: rig.flow.is_decoding(sent), "decoding to begin")
+
+
 def test_a_process_that_was_stopped_does_not_take_its_pause_for_a_stuck_model_or_decoder(rig: Rig) -> None:
     rig.runtime.gate.clear()
     rig.submit(b"1")
     assert rig.runtime.running.wait(5)
-    rig.decoder.gate.clear()
-    (sent,) = rig.submit(b"2")
-    rig.wait(lambda: rig.flow.is_decoding(sent), "decoding to begin")
+    _keep_decoding(rig, b"2")
     rig.clock.advance(100.0)
     rig.flow.tick()
     rig.clock.advance(1.0)
@@ -735,9 +739,7 @@ def test_a_process_that_was_stopped_does_not_take_its_pause_for_a_stuck_model_or
 
 
 def test_a_decode_past_its_deadline_ends_the_process(rig: Rig) -> None:
-    rig.decoder.gate.clear()
-    (sent,) = rig.submit(b"1")
-    rig.wait(lambda: rig.flow.is_decoding(sent), "decoding to begin")
+    _keep_decoding(rig, b"1")
     rig.clock.advance(29.0)
     rig.flow.tick()
     rig.clock.advance(2.0)
